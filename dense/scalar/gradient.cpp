@@ -1,0 +1,169 @@
+#include "dense/scalar/gradient.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "dense/scalar/rules.h"
+
+namespace dense {
+
+namespace {
+
+constexpr int32_t none = -1;
+
+// Whether a gradient flows from the result of op to its k-th operand.
+bool differentiable(Op op, int k) {
+  switch (op) {
+    case Op::less:
+    case Op::less_equal:
+    case Op::equal:
+    case Op::peak: return false;
+    case Op::where:
+    case Op::at: return k > 0;
+    default: return true;
+  }
+}
+
+// A place where a node is read: by `reader`, with local derivative `weight`. A weight below 0 stands for partials[reader]
+// [~weight], which are recorded when the reader's turn comes.
+struct Edge {
+  int32_t weight, reader;
+};
+
+// For each node its edges in the order of accumulation, and the nodes in the order of backward().
+struct Order {
+  std::vector<Edge> edges;
+  std::vector<int32_t> begin, end;  // the edges of x are edges[begin[x], end[x])
+  std::vector<int32_t> nodes;
+};
+
+enum class State : uint8_t { passive, to_visit, visited };  // passive: does not depend on wrt
+
+Order depth_first(const Tape& tape, std::span<const int32_t> outputs, std::span<const int32_t> wrt, int32_t one) {
+  const size_t n = tape.nodes().size();
+  std::vector<State> state(n, State::passive);
+  for (int32_t x : wrt) state[x] = State::to_visit;
+  for (size_t y = 0; y < n; ++y) {
+    const Node& node = tape.nodes()[y];
+    const auto x = tape.operands(node);
+    for (int k = 0; k < node.count && state[y] == State::passive; ++k)
+      if (differentiable(node.op, k)) state[y] = state[x[k]];
+  }
+  Order order;
+  order.end.assign(n, 0);
+  for (int32_t x : tape.all_operands()) ++order.end[x];
+  std::partial_sum(order.end.begin(), order.end.end(), order.end.begin());
+  order.begin = order.end;
+  order.edges.resize(tape.all_operands().size());
+  const auto edge = [&](int32_t x, int32_t weight, int32_t reader) {  // from the last to the first
+    if (state[x] != State::passive) order.edges[--order.begin[x]] = {weight, reader};
+  };
+  struct Visit {
+    int32_t node, k;
+  };
+  std::vector<Visit> stack;
+  const auto descend = [&](int32_t x) {
+    if (state[x] != State::to_visit) return false;
+    state[x] = State::visited;
+    stack.push_back({x, 0});
+    return true;
+  };
+  for (int32_t output : outputs) {
+    descend(output);
+    while (!stack.empty()) {
+      const size_t top = stack.size() - 1;
+      const int32_t y = stack[top].node;
+      int32_t k = stack[top].k;
+      const Node node = tape.nodes()[y];
+      const auto x = tape.operands(node);
+      // The chain of additions that sum and dot stand for has each addition right after its operands; the others come
+      // after all of theirs. Edges are found in reverse, hence the last operand of an operation first.
+      if (node.op == Op::sum) {
+        for (; k < node.count && !descend(x[k]); ++k) edge(x[k], one, y);
+      } else if (node.op == Op::dot) {
+        for (; k < node.count && !descend(x[k]) && !descend(x[k + 1]); k += 2)
+          edge(x[k + 1], x[k], y), edge(x[k], x[k + 1], y);
+      } else {
+        while (k < node.count && !(differentiable(node.op, k) && descend(x[k]))) ++k;
+        if (k == node.count)
+          for (int32_t i = k - 1; i >= 0; --i)
+            if (differentiable(node.op, i)) edge(x[i], ~i, y);
+      }
+      if (k < node.count) {
+        stack[top].k = k;
+      } else {
+        order.nodes.push_back(y);
+        stack.pop_back();
+      }
+    }
+  }
+  std::reverse(order.nodes.begin(), order.nodes.end());
+  return order;
+}
+
+}  // namespace
+
+Gradient record_gradient(Tape& tape, std::span<const int32_t> outputs, std::span<const int32_t> seeds,
+                         std::span<const int32_t> wrt) {
+  const size_t n = tape.nodes().size();
+  const int32_t one = tape.constant(1).id(), minus_one = tape.constant(-1).id();
+  const Order order = depth_first(tape, outputs, wrt, one);
+  Gradient result;
+  result.owner.resize(n);
+  std::iota(result.owner.begin(), result.owner.end(), 0);
+
+  const auto var = [&](int32_t id) {  // a constant as its number, so that arithmetic on constants stays off the tape
+    const Node& node = tape.nodes()[id];
+    return node.op == Op::constant ? Var(tape.constant_value(node)) : Var(&tape, id);
+  };
+  const auto place = [&](Var v) {
+    return v.tape() || std::abs(v.number()) != 1 ? tape.place(v) : v.number() == 1 ? one : minus_one;
+  };
+  std::vector<int32_t> grad(n, none);
+  std::vector<std::array<int32_t, 3>> partials(n);  // of nodes with a fixed number of operands
+  std::vector<std::vector<int32_t>> chosen(n);      // of an index: equal(index, i) for each i
+  std::vector<int32_t> terms;                       // weight, gradient of the reader, weight, ...
+  const auto partial = [&](int32_t reader, int32_t k) {
+    if (tape.nodes()[reader].op != Op::at) return partials[reader][k];
+    const int32_t index = tape.operands(reader)[0];
+    for (auto& known = chosen[index]; int32_t(known.size()) < k;)
+      known.push_back(place(equal(var(index), double(known.size()))));
+    return chosen[index][k - 1];
+  };
+  for (int32_t x : order.nodes) {
+    terms.clear();
+    for (size_t o = 0; o < outputs.size(); ++o)
+      if (outputs[o] == x) terms.insert(terms.end(), {one, seeds[o]});
+    bool sum = true;
+    const int32_t begin = order.begin[x], end = order.end[x];
+    terms.resize(terms.size() + 2 * size_t(end - begin));
+    int32_t* term = terms.data() + terms.size() - 2 * size_t(end - begin);
+    for (int32_t e = begin; e < end; ++e) {
+      const auto [weight, reader] = order.edges[e];
+      const int32_t local = weight >= 0 ? weight : partial(reader, ~weight);
+      sum &= local == one;
+      *term++ = local;
+      *term++ = grad[reader];
+    }
+    if (sum) {
+      for (size_t t = 0; 2 * t < terms.size(); ++t) terms[t] = terms[2 * t + 1];
+      terms.resize(terms.size() / 2);
+      grad[x] = terms.size() == 1 ? terms[0] : tape.record(Op::sum, terms);
+    } else {
+      grad[x] = tape.record(Op::dot, terms);
+    }
+    if (const Node node = tape.nodes()[x]; rule(node.op).partials) {
+      std::array<Var, 3> operands;
+      for (int k = 0; k < node.count; ++k) operands[k] = var(tape.operands(node)[k]);
+      const auto p = rule(node.op).partials(operands.data(), var(x));
+      for (int k = 0; k < node.count; ++k) partials[x][k] = place(p[k]);
+    }
+    result.owner.resize(tape.nodes().size(), x);
+  }
+  for (int32_t x : wrt) result.places.push_back(grad[x] == none ? tape.constant(0).id() : grad[x]);
+  result.owner.resize(tape.nodes().size(), none);
+  return result;
+}
+
+}  // namespace dense

@@ -1,0 +1,110 @@
+#include "dense/scalar/passes.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <numeric>
+
+#include "dense/scalar/rules.h"
+
+namespace dense {
+
+namespace {
+
+constexpr int32_t none = -1;
+
+// exp(x - peak) * sum ** -1, operation by operation as Python's microgpt; outputs nobody reads stay out.
+void lower_softmax(std::span<const int32_t> x, const int32_t first, const std::vector<char>& live, Tape& work,
+                   std::vector<int32_t>& place) {
+  const int32_t peak = work.record(Op::peak, x);
+  std::vector<int32_t> e;
+  for (int32_t v : x) e.push_back(work.record(Op::sub, std::array{v, peak}));
+  for (int32_t& v : e) v = work.record(Op::exp, std::array{v});
+  const int32_t total = work.record(Op::sum, e), minus_one = work.constant(-1).id();
+  std::vector<int32_t> scale(e.size(), none);
+  for (size_t i = 0; i < e.size(); ++i)
+    if (live[first + i]) scale[i] = work.record(Op::pow, std::array{total, minus_one});
+  for (size_t i = 0; i < e.size(); ++i)
+    if (live[first + i]) place[first + i] = work.record(Op::mul, std::array{e[i], scale[i]});
+}
+
+}  // namespace
+
+std::vector<int32_t> lower(const Tape& tape, std::span<const Var> outputs, int seeds, Tape& work) {
+  const auto n = int32_t(tape.nodes().size());
+  std::vector<char> live(n, 0);
+  for (Var y : outputs)
+    if (y.tape()) live[y.id()] = 1;
+  for (int32_t y = n - 1; y >= 0; --y)
+    if (live[y])
+      for (int32_t x : tape.operands(y)) live[x] = 1;
+
+  work.reserve(3 * size_t(n), 3 * tape.all_operands().size());  // with the gradient to come
+  for (int i = 0; i < tape.inputs() + seeds; ++i) work.input();
+  for (double value : tape.shared_values()) work.shared(value);
+  std::vector<int32_t> place(n, none), x;
+  for (int32_t y = 0; y < n; ++y) {
+    if (!live[y] || place[y] != none) continue;
+    const Node& node = tape.nodes()[y];
+    x.clear();
+    for (int32_t operand : tape.operands(node)) x.push_back(place[operand]);
+    switch (node.op) {
+      case Op::input: place[y] = node.index; break;
+      case Op::shared: place[y] = work.inputs() + node.index; break;
+      case Op::constant: place[y] = work.constant(tape.constant_value(node)).id(); break;
+      case Op::softmax: lower_softmax(x, y - node.index, live, work, place); break;
+      default: place[y] = work.record(node.op, x);
+    }
+  }
+  std::vector<int32_t> result;
+  for (Var y : outputs) result.push_back(y.tape() ? place[y.id()] : work.constant(y.number()).id());
+  return result;
+}
+
+std::vector<int32_t> simplify(Tape& work) {
+  const auto n = int32_t(work.nodes().size());
+  std::vector<int32_t> same(n);
+  std::iota(same.begin(), same.end(), 0);
+  std::vector<int32_t> table(std::bit_ceil(2 * size_t(n) + 2), none);  // open addressing
+  const auto key = [&](int32_t id) {
+    const Node& node = work.nodes()[id];
+    std::array<uint64_t, 3> k = {uint64_t(node.op), 0, 0};
+    if (node.op == Op::constant) k[1] = std::bit_cast<uint64_t>(work.constant_value(node));
+    const auto x = work.operands(node);
+    for (size_t i = 0; i < x.size(); ++i) (i < 2 ? k[1] : k[2]) |= uint64_t(same[x[i]]) << 32 * (i % 2);
+    return k;
+  };
+  for (int32_t y = 0; y < n; ++y) {
+    const Node node = work.nodes()[y];
+    if (node.op == Op::input || node.op == Op::shared || node.count > 3 || rule(node.op).arity == any_number) continue;
+    if (node.count > 0) {
+      std::array<double, 3> numbers{};
+      bool constant = true;
+      for (int k = 0; k < node.count && constant; ++k) {
+        const Node& x = work.nodes()[same[work.operands(node)[k]]];
+        constant = x.op == Op::constant;
+        if (constant) numbers[k] = work.constant_value(x);
+      }
+      if (constant) {
+        same[y] = work.constant(rule(node.op).value(numbers.data(), node.count)).id();
+        same.push_back(same[y]);
+        continue;
+      }
+    }
+    const auto wanted = key(y);
+    uint64_t h = (wanted[0] * 0x9e3779b97f4a7c15 + wanted[1]) * 0x9e3779b97f4a7c15;
+    h = ((h ^ h >> 29) + wanted[2]) * 0xbf58476d1ce4e5b9;
+    size_t slot = h >> 32;
+    for (;; ++slot) {
+      int32_t& entry = table[slot & (table.size() - 1)];
+      if (entry == none) entry = y;
+      if (entry != y && key(entry) != wanted) continue;
+      same[y] = entry;
+      break;
+    }
+  }
+  work.redirect(same);
+  return same;
+}
+
+}  // namespace dense

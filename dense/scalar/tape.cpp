@@ -1,0 +1,124 @@
+#include "dense/scalar/tape.h"
+
+#include <array>
+#include <limits>
+
+#include "dense/scalar/error.h"
+#include "dense/scalar/rules.h"
+
+namespace dense {
+
+namespace {
+
+constexpr size_t most = std::numeric_limits<int32_t>::max();  // places are 32 bits wide
+
+Tape* tape_of(std::span<const Var> x) {
+  for (Var v : x)
+    if (v.tape()) return v.tape();
+  return nullptr;
+}
+
+}  // namespace
+
+int32_t Tape::append(Node node) {
+  if (nodes_.size() >= most) fail("tape: expected fewer than 2^31 operations");
+  nodes_.push_back(node);
+  return int32_t(nodes_.size() - 1);
+}
+
+Var Tape::input() { return {this, append({Op::input, inputs_++})}; }
+
+Var Tape::shared(double value) {
+  shared_.push_back(value);
+  return {this, append({Op::shared, int32_t(shared_.size() - 1)})};
+}
+
+Var Tape::constant(double value) {
+  constants_.push_back(value);
+  return {this, append({Op::constant, int32_t(constants_.size() - 1)})};
+}
+
+void Tape::reserve(size_t nodes, size_t operands) {
+  nodes_.reserve(nodes);
+  operands_.reserve(operands);
+}
+
+void Tape::redirect(std::span<const int32_t> same) {
+  for (int32_t& x : operands_) x = same[x];
+}
+
+int32_t Tape::place(Var v) {
+  if (!v.tape()) return constant(v.number()).id();
+  if (v.tape() != this) fail("tape: expected a Var of this tape, got Var ", v.id(), " of another");
+  return v.id();
+}
+
+void Tape::operand_elsewhere(Var v) {
+  if (v.tape()) operands_.resize(recorded_);  // forget the operation that will not be
+  operands_.push_back(place(v));
+}
+
+int32_t Tape::record(Op op, int outputs) {
+  if (operands_.size() > most) fail("tape: expected fewer than 2^31 operands");
+  const auto first = int32_t(recorded_), count = int32_t(operands_.size() - recorded_);
+  recorded_ = operands_.size();
+  const int32_t id = append({op, 0, first, count});
+  for (int i = 1; i < outputs; ++i) append({op, i, first, count});
+  return id;
+}
+
+int32_t Tape::record(Op op, std::span<const int32_t> places) {
+  operands_.insert(operands_.end(), places.begin(), places.end());
+  return record(op);
+}
+
+Var record(Op op, std::span<const Var> x) {
+  if (Tape* tape = tape_of(x)) {
+    for (Var v : x) tape->operand(v);
+    return {tape, tape->record(op)};
+  }
+  std::vector<double> numbers;
+  for (Var v : x) numbers.push_back(v.number());
+  return rule(op).value(numbers.data(), int(numbers.size()));
+}
+
+Var sum(std::span<const Var> x) { return record(Op::sum, x); }
+
+Var dot(std::span<const Var> a, std::span<const Var> b) {
+  if (a.size() != b.size()) fail("dot: expected two rows of one length, got ", a.size(), " and ", b.size());
+  Tape* const tape = tape_of(a) ? tape_of(a) : tape_of(b);
+  if (tape) {
+    for (size_t i = 0; i < a.size(); ++i) tape->operand(a[i]), tape->operand(b[i]);
+    return {tape, tape->record(Op::dot)};
+  }
+  Var total = 0;
+  for (size_t i = 0; i < a.size(); ++i) total += a[i] * b[i];
+  return total;
+}
+
+Var at(std::span<const Var> x, Var index) {
+  if (!index.tape() &&
+      !(index.number() >= 0 && index.number() < double(x.size()) && index.number() == int(index.number())))
+    fail("at: expected an index from 0 to ", double(x.size()) - 1, ", got ", index.number());
+  std::vector<Var> operands{index};
+  operands.insert(operands.end(), x.begin(), x.end());
+  return record(Op::at, operands);
+}
+
+std::vector<Var> softmax(std::span<const Var> x) {
+  if (x.empty()) fail("softmax: expected one operand or more, got none");
+  std::vector<Var> y(x.size());
+  if (Tape* tape = tape_of(x)) {
+    for (Var v : x) tape->operand(v);
+    const int32_t first = tape->record(Op::softmax, int(x.size()));
+    for (size_t i = 0; i < y.size(); ++i) y[i] = {tape, first + int32_t(i)};
+    return y;
+  }
+  const Var m = record(Op::peak, x);
+  for (size_t i = 0; i < y.size(); ++i) y[i] = exp(x[i] - m);
+  const Var scale = pow(sum(y), -1);
+  for (Var& v : y) v *= scale;
+  return y;
+}
+
+}  // namespace dense
