@@ -1,0 +1,19 @@
+// The commands of the dense program: one function and one file each. main.cpp lists them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace dense::cli {
+
+// How a command was called: its full name, such as "dense microgpt", and the arguments after it.
+struct Call {
+  std::string program;
+  std::vector<std::string> args;
+};
+
+// Each returns the exit code. Bad flags or input throw dense::Error, which main() prints as one line.
+int microgpt_command(const Call& call);        // cli/microgpt.cpp
+int bench_microgpt_command(const Call& call);  // bench/microgpt.cpp
+
+}  // namespace dense::cli

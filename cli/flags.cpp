@@ -1,0 +1,76 @@
+#include "cli/flags.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <numeric>
+
+namespace dense::cli {
+
+bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::string& about, const std::string& example) {
+  CLI::App app(about, call.program);
+  app.set_help_flag("-h,--help", "print this text")->group("Flags");
+  app.get_formatter()->column_width(38);
+  app.get_formatter()->label("OPTIONS", "FLAGS");
+  app.footer("Example: " + example);
+  app.allow_extras();  // they are refused below, with a suggestion
+  std::vector<std::string> names;
+  for (const Flag& flag : flags) {
+    const CLI::callback_t set = [&flag](const CLI::results_t& given) {
+      if (given.size() > 1) fail("--", flag.name, ": given ", given.size(), " times");
+      flag.set(given[0]);
+      return true;
+    };
+    names.push_back("--" + flag.name);
+    app.add_option(names.back(), set, flag.text)
+        ->group("Flags")
+        ->type_name(flag.type)
+        ->default_str(flag.fallback)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  }
+  for (const std::string& arg : call.args) {  // CLI11 would take the next argument as the value of `--name=`
+    const size_t equals = arg.find('=');
+    if (arg.starts_with("--") && equals + 1 == arg.size()) fail(arg.substr(0, equals), ": expected a value, got \"\"");
+  }
+  try {
+    app.parse(std::vector(call.args.rbegin(), call.args.rend()));  // CLI11 takes arguments from the back
+  } catch (const CLI::CallForHelp&) {
+    fmt::print("{}", app.help());
+    return false;
+  } catch (const CLI::ArgumentMismatch& error) {  // what() starts with the flag's name
+    const std::string_view what = error.what();
+    fail(what.substr(0, what.find(':')), ": expected a value, got nothing");
+  }
+  for (const std::string& arg : app.remaining()) {
+    const std::string name = arg.substr(0, arg.find('='));
+    if (!arg.starts_with("-")) fail("unexpected argument \"", arg, "\" (see ", call.program, " --help)");
+    fail("unknown flag ", name, did_you_mean(name, names), " (see ", call.program, " --help)");
+  }
+  return true;
+}
+
+// Letters to change, add or drop to get from a to b: Levenshtein's distance, one row of his table at a time.
+static size_t distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t corner = row[0]++;
+    for (size_t j = 0; j < b.size(); ++j) {
+      const size_t changed = corner + (a[i] != b[j]);
+      corner = row[j + 1];
+      row[j + 1] = std::min({changed, corner + 1, row[j] + 1});
+    }
+  }
+  return row.back();
+}
+
+std::string did_you_mean(const std::string& word, const std::vector<std::string>& names) {
+  const std::string* nearest = nullptr;
+  size_t smallest = word.size() / 3 + 1;  // further off than this is a different word
+  for (const std::string& name : names) {
+    const size_t changes = word.size() > 2 && name.starts_with(word) ? 0 : distance(word, name);
+    if (changes < smallest) nearest = &name, smallest = changes;
+  }
+  return nearest ? "; did you mean " + *nearest + "?" : "";
+}
+
+}  // namespace dense::cli

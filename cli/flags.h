@@ -1,0 +1,76 @@
+// Flags from a config's own field list: no flag, default or help text is written twice.
+//
+// A config is a struct with defaults and a member `void fields(auto&& f)` that calls f(name, field, text) for each
+// field. Field `n_layer` is flag --n_layer, given as `--n_layer 2` or `--n_layer=2`, at most once.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cmath>
+#include <concepts>
+#include <functional>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cli/commands.h"
+#include "dense/scalar/error.h"
+
+namespace dense::cli {
+
+struct Flag {
+  std::string name, type, fallback, text;
+  std::function<void(std::string_view given)> set;  // throws Error if `given` is no such value
+};
+
+// Sets the flags given in call.args. --help prints `about`, the flags and `example`, and returns false.
+bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::string& about, const std::string& example);
+
+// "; did you mean NAME?" with the name closest to `word`, or "" when none is close.
+std::string did_you_mean(const std::string& word, const std::vector<std::string>& names);
+
+// The whole text must be a number in base 10 that T can hold: no sign +, no spaces, no inf or nan.
+template <class T>
+T parse_number(const std::string& name, std::string_view given) {
+  T value{};
+  const char* end = given.data() + given.size();
+  const auto [stop, error] = std::from_chars(given.data(), end, value);
+  const bool malformed = error == std::errc::invalid_argument || stop != end;
+  if constexpr (std::integral<T>) {
+    if (malformed) fail("--", name, ": expected a whole number, got \"", given, '"');
+    if (error != std::errc{}) {
+      fail("--", name, ": expected a whole number from ", std::numeric_limits<T>::min(), " to ",
+           std::numeric_limits<T>::max(), ", got \"", given, '"');
+    }
+  } else {
+    if (malformed) fail("--", name, ": expected a number, got \"", given, '"');
+    if (error != std::errc{} || !std::isfinite(value)) {
+      fail("--", name, ": expected a number that a float of ", 8 * sizeof(T), " bits can hold, got \"", given, '"');
+    }
+  }
+  return value;
+}
+
+template <class Config>
+bool parse_flags(Config& config, const Call& call, const std::string& about, const std::string& example) {
+  std::vector<Flag> flags;
+  config.fields([&]<class T>(const std::string& name, T& field, const std::string& text) {
+    Flag flag{name, "TEXT", fmt::to_string(field), text, nullptr};
+    if constexpr (std::same_as<T, std::string>) {
+      flag.set = [name, &field](std::string_view given) {
+        // `--data --steps 5` is a forgotten value far more often than a file named --steps (which ./--steps reaches).
+        if (given.empty() || given.starts_with("--")) fail("--", name, ": expected a value, got \"", given, '"');
+        field = given;
+      };
+    } else {
+      flag.type = std::integral<T> ? "INT" : "NUMBER";
+      flag.set = [name, &field](std::string_view given) { field = parse_number<T>(name, given); };
+    }
+    flags.push_back(std::move(flag));
+  });
+  return set_flags(flags, call, about, example);
+}
+
+}  // namespace dense::cli

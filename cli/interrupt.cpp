@@ -1,0 +1,32 @@
+#include "cli/interrupt.h"
+
+#include <csignal>
+#include <initializer_list>
+
+namespace dense::cli {
+namespace {
+
+volatile std::sig_atomic_t received = 0;
+
+void remember(int signal) {
+  received = signal;
+  std::signal(SIGINT, SIG_DFL);
+  std::signal(SIGTERM, SIG_DFL);
+}
+
+}  // namespace
+
+void catch_stop_signals() {
+  for (int signal : {SIGINT, SIGTERM}) {
+    struct sigaction current {};
+    sigaction(signal, nullptr, &current);
+    if (current.sa_handler == SIG_IGN) continue;  // as nohup and shells do for work in the background
+    current.sa_handler = remember;
+    current.sa_flags = SA_RESTART;
+    sigaction(signal, &current, nullptr);
+  }
+}
+
+int stop_signal() { return received; }
+
+}  // namespace dense::cli

@@ -1,0 +1,47 @@
+// Progress of training on stderr: a bar when it is a terminal, else about ten lines in all.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <utility>
+
+namespace dense::cli {
+
+class Progress {
+ public:
+  explicit Progress(int steps);
+  ~Progress() { clear(); }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void step(int step, double loss);  // `step` counts from 1
+  void finish();                     // clears the bar and says how it went
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void draw();
+  void clear();
+  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  std::string rate() const;
+
+  const bool terminal_;
+  const int steps_;
+  bool drawn_ = false;  // a bar is on the screen
+  int step_ = 0;
+  double loss_ = 0, mean_ = 0;  // mean: of about the last 50 losses, later ones weigh more
+  Clock::time_point start_ = Clock::now(), next_draw_ = start_;
+};
+
+// Prints to stderr. That nobody can read it (a full disk, a closed terminal) is no reason to stop working.
+template <class... Args>
+void say(fmt::format_string<Args...> format, Args&&... args) {
+  std::fputs(fmt::format(format, std::forward<Args>(args)...).c_str(), stderr);
+}
+
+std::string with_commas(int64_t number);  // 1,234,567
+
+}  // namespace dense::cli

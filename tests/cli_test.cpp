@@ -1,0 +1,524 @@
+// The dense program as its users meet it: exit codes, one-line errors, what it prints and which files it touches.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cli/trace.h"
+#include "examples/microgpt.h"
+
+namespace fs = std::filesystem;
+using Args = std::vector<std::string>;
+using namespace std::chrono_literals;
+
+namespace {
+
+std::string contents(const fs::path& path) {
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
+}
+
+Args lines(const std::string& text) {
+  Args result;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) result.push_back(line);
+  return result;
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+Args operator+(Args a, const Args& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+// One run of the program. Its output goes to unnamed temporary files, so no pipe can fill up.
+class Process {
+ public:
+  // -1 for `out_fd` or `err_fd` captures that stream.
+  Process(const fs::path& folder, const Args& args, int out_fd = -1, int err_fd = -1) {
+    std::vector<char*> argv = {const_cast<char*>("dense")};
+    for (const std::string& arg : args) argv.push_back(const_cast<char*>(arg.c_str()));
+    argv.push_back(nullptr);
+    pid_ = fork();
+    if (pid_ != 0) return;
+    alarm(60);  // survives exec: a run that hangs is killed
+    for (int signal : {SIGINT, SIGTERM, SIGPIPE}) std::signal(signal, SIG_DFL);
+    dup2(open("/dev/null", O_RDONLY), 0);
+    dup2(out_fd < 0 ? fileno(out_.get()) : out_fd, 1);
+    dup2(err_fd < 0 ? fileno(err_.get()) : err_fd, 2);
+    if (chdir(folder.c_str()) == 0) execv(DENSE_CLI, argv.data());
+    _exit(127);
+  }
+  ~Process() {
+    if (pid_ > 0) kill(pid_, SIGKILL), wait();
+  }
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  void send(int signal) { kill(pid_, signal); }
+  int wait() {  // the exit code, or minus the signal that killed it
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+  }
+  std::string out() const { return text(out_.get()); }
+  std::string err() const { return text(err_.get()); }
+
+ private:
+  using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
+  static std::string text(std::FILE* file) {
+    std::string result(static_cast<size_t>(lseek(fileno(file), 0, SEEK_END)), '\0');
+    if (pread(fileno(file), result.data(), result.size(), 0) < 0) ADD_FAILURE() << "cannot read the output back";
+    return result;
+  }
+  File out_{std::tmpfile(), std::fclose}, err_{std::tmpfile(), std::fclose};
+  pid_t pid_ = -1;
+};
+
+// Each test has a folder of its own, with a small file of documents, in which the program runs.
+class Cli : public testing::Test {
+ protected:
+  struct Outcome {
+    int exit_code;
+    std::string out, err;
+  };
+  const fs::path folder = fs::path(testing::TempDir()) / ("dense_cli_" + std::to_string(getpid()));
+
+  void SetUp() override {
+    fs::create_directory(folder);
+    write("names.txt", "anna\nbob\ncarol\ndave\n");
+  }
+  void TearDown() override { fs::remove_all(folder); }
+
+  void write(const std::string& name, const std::string& text) {
+    std::ofstream(folder / name, std::ios::binary) << text;
+  }
+  Outcome run(const Args& args) {
+    Process process(folder, args);
+    const int exit_code = process.wait();
+    return {exit_code, process.out(), process.err()};
+  }
+  // Small enough for a few milliseconds.
+  Outcome train(const Args& more) {
+    return run(Args{"microgpt", "--data", "names.txt", "--steps", "3", "--samples", "2"} + more);
+  }
+  // Starts a training that would take forever, and returns when it is under way.
+  std::unique_ptr<Process> train_forever(const Args& more) {
+    auto process = std::make_unique<Process>(
+        folder, Args{"microgpt", "--data", "names.txt", "--steps", "2000000000", "--n_embd", "4"} + more);
+    while (!contains(process->err(), "config")) std::this_thread::sleep_for(1ms);
+    std::this_thread::sleep_for(100ms);
+    return process;
+  }
+  nlohmann::json trace(const std::string& name) { return nlohmann::json::parse(contents(folder / name)); }
+
+  std::map<std::string, std::string> snapshot() {
+    std::map<std::string, std::string> files;
+    for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+      const bool regular = fs::is_regular_file(entry.symlink_status());
+      files[entry.path()] = regular ? contents(entry.path()) : "";
+      files[entry.path()] += std::to_string(regular ? entry.last_write_time().time_since_epoch().count() : 0);
+    }
+    return files;
+  }
+  void expect_refused(const Args& args, const std::string& says, const std::string& program = "dense microgpt") {
+    const auto files = snapshot();
+    const Outcome outcome = run(args);
+    const std::string call = testing::PrintToString(args) + "\n" + outcome.err;
+    EXPECT_EQ(outcome.exit_code, 2) << call;
+    EXPECT_EQ(outcome.out, "") << call;
+    EXPECT_EQ(lines(outcome.err).size(), 1u) << call;
+    EXPECT_TRUE(outcome.err.starts_with(program + ": ") && outcome.err.ends_with("\n")) << call;
+    EXPECT_TRUE(contains(outcome.err, says)) << call << "does not say: " << says;
+    EXPECT_TRUE(snapshot() == files) << call << "changed files";
+  }
+};
+
+TEST_F(Cli, RefusesBadFlagsInOneLine) {
+  const struct {
+    Args args;
+    const char* says;
+  } cases[] = {
+      {{"--foo"}, "unknown flag --foo (see dense microgpt --help)"},
+      {{"--foo=3"}, "unknown flag --foo (see dense microgpt --help)"},
+      {{"--step", "3"}, "unknown flag --step; did you mean --steps?"},
+      {{"--n-embd", "3"}, "unknown flag --n-embd; did you mean --n_embd?"},
+      {{"--temp", "3"}, "unknown flag --temp; did you mean --temperature?"},
+      {{"-x"}, "unknown flag -x"},
+      {{"-7"}, "unknown flag -7"},
+      {{"names.txt"}, "unexpected argument \"names.txt\" (see dense microgpt --help)"},
+      {{"two\nlines"}, "unexpected argument \"two?lines\""},
+      {{""}, "unexpected argument \"\""},
+      {{"--steps", "2x"}, "--steps: expected a whole number, got \"2x\""},
+      {{"--steps=2x"}, "--steps: expected a whole number, got \"2x\""},
+      {{"--steps", "1.5"}, "--steps: expected a whole number, got \"1.5\""},
+      {{"--steps", "1e3"}, "--steps: expected a whole number, got \"1e3\""},
+      {{"--steps", "0x10"}, "--steps: expected a whole number, got \"0x10\""},
+      {{"--steps", "+1"}, "--steps: expected a whole number, got \"+1\""},
+      {{"--steps", " 1"}, "--steps: expected a whole number, got \" 1\""},
+      {{"--steps", ""}, "--steps: expected a whole number, got \"\""},
+      {{"--steps="}, "--steps: expected a value, got \"\""},
+      {{"--steps=", "3"}, "--steps: expected a value, got \"\""},
+      {{"--steps"}, "--steps: expected a value, got nothing"},
+      {{"--steps", "--seed", "3"}, "--steps: expected a whole number, got \"--seed\""},
+      {{"--steps", "99999999999"}, "--steps: expected a whole number from -2147483648 to 2147483647"},
+      {{"--steps", "99999999999999999999999"}, "--steps: expected a whole number from"},
+      {{"--seed", "9223372036854775808"}, "--seed: expected a whole number from"},
+      {{"--steps", "1", "--steps", "1"}, "--steps: given 2 times"},
+      {{"--steps", "1", "--seed", "3", "--steps=2"}, "--steps: given 2 times"},
+      {{"--temperature", "warm"}, "--temperature: expected a number, got \"warm\""},
+      {{"--temperature", "1,5"}, "--temperature: expected a number, got \"1,5\""},
+      {{"--temperature", "nan"}, "--temperature: expected a number"},
+      {{"--temperature", "-inf"}, "--temperature: expected a number"},
+      {{"--temperature", "1e999"}, "--temperature: expected a number"},
+      {{"--data", ""}, "--data: expected a value, got \"\""},
+      {{"--data", "--steps", "3"}, "--data: expected a value, got \"--steps\""},
+      {{"--trace"}, "--trace: expected a value, got nothing"},
+  };
+  for (const auto& c : cases) expect_refused(Args{"microgpt"} + c.args, c.says);
+}
+
+TEST_F(Cli, RefusesSizesThatMakeNoModel) {
+  for (const char* flag : {"--n_layer", "--n_embd", "--n_head", "--block_size", "--temperature"}) {
+    for (const char* value : {"0", "-1", "-2147483648"}) expect_refused({"microgpt", flag, value}, flag);
+  }
+  expect_refused({"microgpt", "--steps", "-1"}, "--steps");
+  expect_refused({"microgpt", "--samples", "-1"}, "--samples");
+  expect_refused({"microgpt", "--n_embd", "16", "--n_head", "3"}, "n_head");
+}
+
+TEST_F(Cli, RefusesBadDataInOneLine) {
+  write("empty.txt", "");
+  write("blank.txt", " \n\r\n\t\n");
+  write("latin1.txt", "anna\nbob\nJos\xe9\n");
+  fs::create_directory(folder / "folder");
+  const std::pair<const char*, const char*> cases[] = {
+      {"missing.txt", "missing.txt: cannot open: No such file or directory"},
+      {"names.txt/x", "names.txt/x: cannot open: Not a directory"},
+      {"empty.txt", "empty.txt: no documents: every line is empty"},
+      {"blank.txt", "blank.txt: no documents: every line is empty"},
+      {"latin1.txt", "latin1.txt: line 3: not UTF-8: byte 0xe9"},
+      {"folder", "folder: is a folder"},
+      {"/dev/null", "/dev/null: no documents: every line is empty"},
+      {"two\nlines", "two?lines: cannot open"},
+  };
+  for (const auto& [data, says] : cases) expect_refused({"microgpt", "--data", data}, says);
+  if (geteuid() == 0) return;  // root reads everything
+  fs::permissions(folder / "names.txt", fs::perms::none);
+  expect_refused({"microgpt", "--data", "names.txt"}, "names.txt: cannot open: Permission denied");
+}
+
+TEST_F(Cli, RefusesATraceItCannotWriteBeforeTraining) {
+  fs::create_directory(folder / "folder");
+  fs::create_symlink("loop", folder / "loop");
+  write("old.json", "old");
+  const std::pair<const char*, const char*> cases[] = {
+      {"missing/t.json", "missing/t.json: cannot write: No such file or directory"},
+      {"names.txt/t.json", "names.txt/t.json: cannot write: Not a directory"},
+      {"loop", "loop: cannot write: Too many levels of symbolic links"},
+      {"folder", "folder: is a folder"},
+      {"names.txt", "--trace: names.txt is the data"},
+  };
+  for (const auto& [path, says] : cases) {
+    expect_refused({"microgpt", "--data", "names.txt", "--steps", "2000000000", "--trace", path}, says);
+  }
+  // Other errors leave a trace as it was.
+  expect_refused({"microgpt", "--data", "missing.txt", "--trace", "old.json"}, "missing.txt");
+  expect_refused({"microgpt", "--n_head", "3", "--trace", "new.json"}, "n_head");
+  if (geteuid() == 0) return;  // root writes everywhere
+  fs::permissions(folder / "old.json", fs::perms::owner_read);
+  expect_refused({"microgpt", "--trace", "old.json"}, "old.json: cannot write: Permission denied");
+  fs::permissions(folder / "folder", fs::perms::owner_read | fs::perms::owner_exec);
+  expect_refused({"microgpt", "--trace", "folder/t.json"}, "folder/t.json: cannot write: Permission denied");
+}
+
+TEST_F(Cli, RefusesUnknownCommands) {
+  expect_refused({"micrgpt"}, "unknown command micrgpt; did you mean microgpt? (see dense --help)", "dense");
+  expect_refused({"bench"}, "unknown command bench; did you mean bench microgpt?", "dense");
+  expect_refused({"--steps", "3"}, "unknown command --steps (see dense --help)", "dense");
+  expect_refused({""}, "unknown command", "dense");
+}
+
+TEST_F(Cli, HelpGoesToStdout) {
+  for (const Args& args : {Args{}, {"--help"}, {"-h"}, {"help"}}) {
+    const Outcome outcome = run(args);
+    EXPECT_EQ(outcome.exit_code, 0);
+    EXPECT_EQ(outcome.err, "");
+    EXPECT_TRUE(contains(outcome.out, "dense microgpt ") && contains(outcome.out, "dense bench microgpt "));
+  }
+  for (const Args& args : {Args{"microgpt", "--help"}, {"microgpt", "-h"}, {"microgpt", "--steps", "3", "--help"}}) {
+    const Outcome outcome = run(args);
+    EXPECT_EQ(outcome.exit_code, 0);
+    EXPECT_EQ(outcome.err, "");
+    EXPECT_TRUE(contains(outcome.out, "Example: dense microgpt --"));
+    microgpt::Config().fields([&](const std::string& name, auto&, const std::string& text) {
+      EXPECT_TRUE(contains(outcome.out, "  --" + name + " ") && contains(outcome.out, text)) << name;
+    });
+  }
+  EXPECT_EQ(run({"--version"}).out.rfind("dense ", 0), 0u);
+}
+
+TEST_F(Cli, PrintsSamplesToStdoutAndTheRestToStderr) {
+  const Outcome outcome = train({});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_EQ(lines(outcome.out).size(), 2u);
+  EXPECT_TRUE(contains(outcome.err, "4 documents from names.txt, 11 tokens, ")) << outcome.err;
+  EXPECT_TRUE(contains(outcome.err, "steps 3, seed 42, n_layer 1")) << outcome.err;
+  EXPECT_FALSE(contains(outcome.err, "\r") || contains(outcome.err, "\x1b"));
+}
+
+TEST_F(Cli, LogsAboutTenLinesWhenNobodyWatches) {
+  for (const auto& [steps, expected] : std::map<std::string, int>{{"1", 1}, {"7", 7}, {"20", 10}, {"25", 8}}) {
+    int count = 0;
+    for (const std::string& line : lines(run({"microgpt", "--data", "names.txt", "--steps", steps}).err)) {
+      if (line.starts_with("step ") && contains(line, "/" + steps + "  loss ")) ++count;
+    }
+    EXPECT_EQ(count, expected) << steps;
+  }
+}
+
+TEST_F(Cli, TakesFlagsInBothFormsAndAnyOrder) {
+  const Outcome outcome = train({"--seed=-7", "--learning_rate", "1e-3", "--beta1", ".5", "--trace=t.json"});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_EQ(trace("t.json")["config"]["seed"], -7);
+  EXPECT_EQ(trace("t.json")["config"]["learning_rate"], 0.001);
+  EXPECT_EQ(trace("t.json")["config"]["beta1"], 0.5);
+  EXPECT_EQ(train({"--trace", "u.json", "--beta1=.5", "--seed", "-7", "--learning_rate=1e-3"}).out, outcome.out);
+  EXPECT_EQ(trace("u.json")["losses"], trace("t.json")["losses"]);
+  EXPECT_EQ(trace("u.json")["params_sha256_le_f64"], trace("t.json")["params_sha256_le_f64"]);
+}
+
+TEST_F(Cli, TheTraceHoldsTheWholeRun) {
+  const Outcome outcome = train({"--trace", "t.json"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto json = trace("t.json");
+  microgpt::Config config;
+  config.data = "names.txt", config.steps = 3, config.samples = 2, config.trace = "t.json";
+  config.fields([&](const char* name, auto& value, const char*) { EXPECT_EQ(json["config"][name], value) << name; });
+  EXPECT_EQ(json["num_docs"], 4);
+  EXPECT_EQ(json["vocab_size"], 11);  // a b c d e l n o r v, and the end of a document
+  EXPECT_GT(json["num_params"], 0);
+  ASSERT_EQ(json["losses"].size(), 3u);
+  for (const std::string loss : json["losses"]) {
+    EXPECT_EQ(dense::cli::float_hex(std::strtod(loss.c_str(), nullptr)), loss);
+    EXPECT_NEAR(std::strtod(loss.c_str(), nullptr), std::log(11), 1) << "an untrained model guesses";
+  }
+  EXPECT_EQ(json["samples"], lines(outcome.out));
+  const std::string hash = json["params_sha256_le_f64"];
+  EXPECT_TRUE(hash.size() == 64 && hash.find_first_not_of("0123456789abcdef") == hash.npos) << hash;
+  EXPECT_FALSE(json.contains("interrupted"));
+}
+
+TEST_F(Cli, TheTraceReplacesAnOldOne) {
+  write("t.json", "old");
+  fs::permissions(folder / "t.json", fs::perms::owner_read | fs::perms::owner_write);
+  fs::create_symlink("t.json", folder / "link");
+  EXPECT_EQ(train({"--trace", "link"}).exit_code, 0);
+  EXPECT_TRUE(fs::is_symlink(folder / "link"));
+  EXPECT_EQ(trace("t.json")["losses"].size(), 3u);
+  EXPECT_EQ(fs::status(folder / "t.json").permissions(), fs::perms::owner_read | fs::perms::owner_write);
+  EXPECT_EQ(snapshot().size(), 3u) << "a temporary file was left";
+}
+
+TEST_F(Cli, TheTraceMayBeADevice) {
+  EXPECT_EQ(train({"--trace", "/dev/null"}).exit_code, 0);
+  const Outcome outcome = train({"--trace", "/dev/stdout"});
+  EXPECT_EQ(outcome.exit_code, 0);
+  const size_t end = outcome.out.find("\n}\n") + 3;
+  const auto json = nlohmann::json::parse(outcome.out.substr(0, end));
+  EXPECT_EQ(json["samples"], lines(outcome.out.substr(end)));
+  const Outcome full = train({"--trace", "/dev/full"});
+  EXPECT_EQ(full.exit_code, 2);
+  EXPECT_EQ(lines(full.err).back(), "dense microgpt: /dev/full: cannot write: No space left on device");
+}
+
+TEST_F(Cli, CtrlCEndsTrainingAndKeepsWhatWasDone) {
+  for (const auto& [signal, exit_code] : {std::pair(SIGINT, 130), std::pair(SIGTERM, 143)}) {
+    write("t.json", "old");
+    auto process = train_forever({"--samples", "2", "--trace", "t.json"});
+    EXPECT_EQ(contents(folder / "t.json"), "old");
+    EXPECT_EQ(snapshot().size(), 2u) << "a temporary file lies about during training";
+    process->send(signal);
+    EXPECT_EQ(process->wait(), exit_code);
+    EXPECT_EQ(lines(process->out()).size(), 2u);
+    EXPECT_TRUE(contains(process->err(), "of 2,000,000,000 steps")) << process->err();
+    EXPECT_EQ(trace("t.json")["interrupted"], true);
+    EXPECT_GT(trace("t.json")["losses"].size(), 0u);
+    EXPECT_EQ(trace("t.json")["samples"], lines(process->out()));
+  }
+}
+
+TEST_F(Cli, ASecondCtrlCKills) {
+  auto process = train_forever({"--samples", "20000000"});
+  process->send(SIGINT);
+  std::this_thread::sleep_for(200ms);
+  process->send(SIGINT);
+  EXPECT_EQ(process->wait(), -SIGINT);
+}
+
+TEST_F(Cli, AClosedPipeEndsItQuietly) {
+  int fds[2];
+  ASSERT_EQ(pipe2(fds, O_CLOEXEC), 0);
+  close(fds[0]);
+  Process process(folder, {"microgpt", "--data", "names.txt", "--steps", "3"}, fds[1]);
+  close(fds[1]);
+  EXPECT_EQ(process.wait(), -SIGPIPE);
+  EXPECT_FALSE(contains(process.err(), "dense microgpt:")) << process.err();
+}
+
+TEST_F(Cli, AFullDiskBehindStdoutIsAnError) {
+  const int full = open("/dev/full", O_WRONLY | O_CLOEXEC);
+  Process process(folder, {"microgpt", "--data", "names.txt", "--steps", "3"}, full);
+  close(full);
+  EXPECT_EQ(process.wait(), 1);
+  EXPECT_TRUE(contains(process.err(), "dense microgpt: cannot write to standard output")) << process.err();
+}
+
+TEST_F(Cli, ShowsABarOnATerminal) {
+  const int terminal = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  ASSERT_TRUE(terminal >= 0 && grantpt(terminal) == 0 && unlockpt(terminal) == 0);
+  const int other_end = open(ptsname(terminal), O_RDWR | O_NOCTTY | O_CLOEXEC);
+  const winsize size = {24, 90, 0, 0};
+  ioctl(terminal, TIOCSWINSZ, &size);
+  Process process(folder, {"microgpt", "--data", "names.txt", "--steps", "2000000000", "--n_embd", "4"}, -1, other_end);
+  close(other_end);
+
+  std::string shown;
+  const auto start = std::chrono::steady_clock::now();
+  char block[4096];
+  for (bool stopped = false;;) {
+    pollfd ready = {terminal, POLLIN, 0};
+    poll(&ready, 1, 10);
+    if (!stopped && std::chrono::steady_clock::now() - start > 500ms) process.send(SIGINT), stopped = true;
+    if (!ready.revents) continue;
+    const ssize_t count = read(terminal, block, sizeof block);
+    if (count <= 0) break;  // the other end is closed: the program has ended
+    shown.append(block, static_cast<size_t>(count));
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  close(terminal);
+  EXPECT_EQ(process.wait(), 130);
+
+  int bars = 0;
+  for (size_t at = shown.find("\r["); at != shown.npos; at = shown.find("\r[", at + 1)) {
+    const std::string bar = shown.substr(at + 1, shown.find('\x1b', at) - at - 1);
+    EXPECT_LT(bar.size(), 90u) << bar;
+    EXPECT_TRUE(contains(bar, "/2000000000  loss ") && bar.ends_with(" left")) << bar;
+    ++bars;
+  }
+  EXPECT_GE(bars, 2);
+  EXPECT_LE(bars, 20 * seconds.count() + 2);
+  EXPECT_TRUE(contains(shown, "left\x1b[K\r\x1b[Ktrained ")) << "the bar was not cleared:\n" << shown;
+}
+
+TEST_F(Cli, RandomFlagsTrainOrAreRefused) {
+  const char* wish = std::getenv("DENSE_FUZZ_ROUNDS");
+  const int rounds = wish ? std::atoi(wish) / 400 : 200;  // other tests' rounds are cheap, here each is a process
+  const Args junk = {"",        "-",
+                     "--",      "---",
+                     "--=",     "=",
+                     "--steps", "--data=",
+                     "-h1x",    "x",
+                     "1",       "[1,2]",
+                     "{}",      "%s",
+                     "\n",      "--no-such=1",
+                     "--help=", "\xff\xfe",
+                     "!",       "--n_embd=\xc3",
+                     "-s",      "--trace=/dev/null",
+                     "@",       "''"};
+  const std::map<std::string, Args> values = {
+      {"data", {"names.txt", "names.txt", "missing.txt", "."}},
+      {"steps", {"0", "1", "2", "-1"}},
+      {"samples", {"0", "1", "-1"}},
+      {"n_layer", {"1", "2", "0", "-1"}},
+      {"n_embd", {"4", "8", "6", "0", "-4"}},
+      {"n_head", {"1", "2", "4", "3", "0"}},
+      {"block_size", {"1", "2", "8", "0"}},
+      {"seed", {"0", "-1", "9223372036854775807", "-9223372036854775808"}},
+      {"trace", {"fuzz.json", "/dev/null", "no/fuzz.json"}},
+  };
+  const Args numbers = {"0.5", "1e-3", "0", "-1", "1", "1e308", "-0", "1e-308", "inf", "nan", "0.99", "5e-324", "1e9"};
+  std::mt19937 random(7);
+  auto one_in = [&](int n) { return random() % static_cast<unsigned>(n) == 0; };
+  auto pick = [&](const Args& from) { return from[random() % from.size()]; };
+  int trained = 0;
+  for (int round = 0; round < rounds; ++round) {
+    const bool tame = one_in(2);  // otherwise hardly any run would get as far as training
+    Args args = {"microgpt"};
+    auto give = [&](const std::string& name, const std::string& value) {
+      if (one_in(2)) args.push_back("--" + name + "=" + value);
+      else args.insert(args.end(), {"--" + name, value});
+    };
+    microgpt::Config().fields([&](const std::string& name, auto&, const char*) {
+      const bool needed = name == "data" || name == "steps" || name == "samples";  // the defaults would take long
+      if (!needed && !one_in(3)) return;
+      const auto known = values.find(name);
+      const Args& candidates = known == values.end() ? numbers : known->second;
+      give(name, tame ? candidates[random() % 2] : one_in(8) ? pick(junk) : pick(candidates));
+      if (!tame && one_in(20)) give(name, pick(candidates));
+    });
+    while (!tame && one_in(3)) {
+      args.insert(args.begin() + 1 + static_cast<std::ptrdiff_t>(random() % args.size()), pick(junk));
+    }
+    const Outcome outcome = run(args);
+    const std::string call = testing::PrintToString(args) + "\n" + outcome.err;
+    ASSERT_TRUE(outcome.exit_code == 0 || outcome.exit_code == 2) << outcome.exit_code << ": " << call;
+    if (outcome.exit_code == 2) {
+      EXPECT_TRUE(lines(outcome.err).back().starts_with("dense microgpt: ")) << call;
+      EXPECT_EQ(outcome.out, "") << call;
+    } else {
+      ++trained;
+    }
+  }
+  EXPECT_GE(trained, rounds / 8);
+  EXPECT_LE(snapshot().size(), 2u) << "names.txt and fuzz.json";
+}
+
+TEST(Trace, SpellsFloatsAsPythonDoes) {
+  const double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  const std::pair<double, const char*> cases[] = {
+      // x, and Python's x.hex()
+      {0.0, "0x0.0p+0"},
+      {-0.0, "-0x0.0p+0"},
+      {1.0, "0x1.0000000000000p+0"},
+      {-3.0, "-0x1.8000000000000p+1"},
+      {0.1, "0x1.999999999999ap-4"},
+      {1e-8, "0x1.5798ee2308c3ap-27"},
+      {1.0 / 3, "0x1.5555555555555p-2"},
+      {2.5e17, "0x1.bc16d674ec800p+57"},
+      {5e-324, "0x0.0000000000001p-1022"},
+      {-5e-324, "-0x0.0000000000001p-1022"},
+      {2.2250738585072009e-308, "0x0.fffffffffffffp-1022"},
+      {2.2250738585072014e-308, "0x1.0000000000000p-1022"},
+      {1.7976931348623157e308, "0x1.fffffffffffffp+1023"},
+      {-1.7976931348623157e308, "-0x1.fffffffffffffp+1023"},
+      {inf, "inf"},
+      {-inf, "-inf"},
+      {nan, "nan"},
+      {-nan, "nan"},
+  };
+  for (const auto& [x, hex] : cases) EXPECT_EQ(dense::cli::float_hex(x), hex);
+}
+
+}  // namespace
