@@ -121,63 +121,76 @@ inline Row rmsnorm(const Row& x) {
   return scale(x, pow(mean_square + 1e-5, -0.5));
 }
 
-// The network on one token: its vector before lm_head. keys and values, for each layer, grow by a row.
-inline Row gpt(const Config& c, const Weights& w, Var token, int position, std::vector<Matrix>& keys,
-               std::vector<Matrix>& values) {
-  const int D = c.n_embd / c.n_head;
-  Row x = rmsnorm(add(row_at(w.wte, token), w.wpe[position]));  // (C)
-  for (int i = 0; i < c.n_layer; ++i) {
-    const Weights::Layer& layer = w.layers[i];
-    // 1. attention: each head looks back at all positions so far
-    Row h = rmsnorm(x), heads;
-    const Row q = linear(h, layer.attn_wq);         // (C)
-    keys[i].push_back(linear(h, layer.attn_wk));    // (T, C)
-    values[i].push_back(linear(h, layer.attn_wv));  // (T, C)
-    for (int head = 0; head < c.n_head; ++head) {
-      const auto slice = [&](const Row& row) { return std::span(row).subspan(head * D, D); };
-      Row att;
-      for (const Row& k : keys[i]) att.push_back(dot(slice(q), slice(k)) * pow(pow(Var(D), 0.5), -1));
-      att = softmax(att);  // (T)
-      for (int j = head * D; j < (head + 1) * D; ++j) heads.push_back(dot(att, column(values[i], j)));
+// The network, recorded on one tape as far as the longest document so far needs it: position by position.
+class Recorder {
+ public:
+  Recorder(const Config& config, int vocab_size)
+      : c(config), w(config, vocab_size, tape), keys(config.n_layer), values(config.n_layer) {
+    for (int t = 0; t <= c.block_size; ++t) tokens.push_back(tape.input());
+  }
+
+  size_t num_params() const { return w.all.size(); }
+
+  // The mean loss over n tokens of a document, with the gradient of the weights. Inputs: block_size + 1 tokens, of which
+  // n + 1 are read.
+  Program loss(int n) {
+    record(n);
+    return tape.compile({sum(std::span(losses).first(n)) * (1.0 / n)}, w.all);
+  }
+  // The probabilities of what follows n tokens.
+  Program next(int n) {
+    record(n);
+    return tape.compile(softmax(scale(linear(hidden[n - 1], w.lm_head), pow(Var(c.temperature), -1))));
+  }
+
+ private:
+  void record(int n) {
+    for (int t = int(hidden.size()); t < n; ++t) {
+      hidden.push_back(gpt(tokens[t], t));
+      const Var target = tokens[t + 1];
+      Row logits = linear(hidden[t], w.lm_head);  // (V)
+      // The original's backward() reaches the target's logit first and the others after it. Here the target is known
+      // only when the program runs: its logit is computed from the row looked up, and takes its place among the others.
+      const Var logit = dot(row_at(w.lm_head, target), hidden[t]);
+      for (size_t i = 0; i < logits.size(); ++i) logits[i] = where(equal(target, double(i)), logit, logits[i]);
+      losses.push_back(-log(at(softmax(logits), target)));
     }
-    x = add(linear(heads, layer.attn_wo), x);
-    // 2. a network of its own for each position
-    h = linear(rmsnorm(x), layer.mlp_fc1);  // (4C)
-    for (Var& v : h) v = relu(v);
-    x = add(linear(h, layer.mlp_fc2), x);
   }
-  return x;
-}
 
-// Records the mean loss over n tokens of a document of any such length. Inputs: n + 1 tokens; weights.
-inline Program loss_program(const Config& c, int vocab_size, int n) {
-  Tape tape;
-  const Weights w(c, vocab_size, tape);
-  Row tokens, losses;
-  for (int t = 0; t <= n; ++t) tokens.push_back(tape.input());
-  std::vector<Matrix> keys(c.n_layer), values(c.n_layer);
-  for (int t = 0; t < n; ++t) {
-    const Row x = gpt(c, w, tokens[t], t, keys, values);
-    const Var target = tokens[t + 1];
-    Row logits = linear(x, w.lm_head);  // (V)
-    // The original's backward() reaches the target's logit first and the others after it. Here the target is known
-    // only when the program runs: its logit is computed from the row looked up, and takes its place among the others.
-    const Var logit = dot(row_at(w.lm_head, target), x);
-    for (int i = 0; i < vocab_size; ++i) logits[i] = where(equal(target, i), logit, logits[i]);
-    losses.push_back(-log(at(softmax(logits), target)));
+  // The network on one token: its vector before lm_head. keys and values of each layer grow by a row.
+  Row gpt(Var token, int position) {
+    const int D = c.n_embd / c.n_head;
+    Row x = rmsnorm(add(row_at(w.wte, token), w.wpe[position]));  // (C)
+    for (int i = 0; i < c.n_layer; ++i) {
+      const Weights::Layer& layer = w.layers[i];
+      // 1. attention: each head looks back at all positions so far
+      Row h = rmsnorm(x), heads;
+      const Row q = linear(h, layer.attn_wq);         // (C)
+      keys[i].push_back(linear(h, layer.attn_wk));    // (T, C)
+      values[i].push_back(linear(h, layer.attn_wv));  // (T, C)
+      for (int head = 0; head < c.n_head; ++head) {
+        const auto slice = [&](const Row& row) { return std::span(row).subspan(head * D, D); };
+        Row att;
+        for (const Row& k : keys[i]) att.push_back(dot(slice(q), slice(k)) * pow(pow(Var(D), 0.5), -1));
+        att = softmax(att);  // (T)
+        for (int j = head * D; j < (head + 1) * D; ++j) heads.push_back(dot(att, column(values[i], j)));
+      }
+      x = add(linear(heads, layer.attn_wo), x);
+      // 2. a network of its own for each position
+      h = linear(rmsnorm(x), layer.mlp_fc1);  // (4C)
+      for (Var& v : h) v = relu(v);
+      x = add(linear(h, layer.mlp_fc2), x);
+    }
+    return x;
   }
-  return tape.compile({sum(losses) * (1.0 / n)}, w.all);
-}
 
-// Records the probabilities of what follows n tokens. Inputs: n tokens; weights.
-inline Program next_program(const Config& c, int vocab_size, int n) {
+  const Config c;
   Tape tape;
-  const Weights w(c, vocab_size, tape);
-  std::vector<Matrix> keys(c.n_layer), values(c.n_layer);
-  Row x;
-  for (int t = 0; t < n; ++t) x = gpt(c, w, tape.input(), t, keys, values);
-  return tape.compile(softmax(scale(linear(x, w.lm_head), pow(Var(c.temperature), -1))));
-}
+  Weights w;
+  Row tokens, losses;                // (block_size + 1), (T)
+  Matrix hidden;                     // (T, C)
+  std::vector<Matrix> keys, values;  // (L, T, C)
+};
 
 // Records one step of Adam on one parameter; a lane each runs it for all. Kingma & Ba 2014, arXiv:1412.6980
 inline Program adam_program(const Config& c) {
@@ -212,8 +225,8 @@ inline Result run(const Config& c, std::vector<std::u32string> docs, const std::
     if (used[letter]) uchars += letter;
   const int BOS = int(uchars.size()), vocab_size = BOS + 1;
 
-  Tape counted;
-  const size_t P = Weights(c, vocab_size, counted).all.size();
+  Recorder recorder(c, vocab_size);
+  const size_t P = recorder.num_params();
   std::vector<double> state(4 * P, 0.0);  // parameters, m, v, gradients
   const auto params = std::span(state).first(P), moments = std::span(state).first(3 * P),
              grads = std::span(state).last(P);
@@ -224,15 +237,13 @@ inline Result run(const Config& c, std::vector<std::u32string> docs, const std::
   std::map<int, Program> programs;  // by number of tokens
   for (int step = 0; step < c.steps; ++step) {
     const std::u32string& doc = docs[step % docs.size()];
-    std::vector<double> tokens{double(BOS)};
-    for (char32_t letter : doc) tokens.push_back(double(uchars.find(letter)));
-    tokens.push_back(BOS);
-    const int n = std::min(c.block_size, int(tokens.size()) - 1);
-    if (!programs.contains(n)) programs.emplace(n, loss_program(c, vocab_size, n));
+    const int n = std::min(c.block_size, int(doc.size()) + 1);
+    std::vector<double> tokens(c.block_size + 1, BOS);  // BOS, the document, BOS ...
+    for (int t = 1; t <= std::min(c.block_size, int(doc.size())); ++t) tokens[t] = double(uchars.find(doc[t - 1]));
+    if (!programs.contains(n)) programs.emplace(n, recorder.loss(n));
 
     double loss;
-    programs.at(n).run(
-        {.inputs = std::span(tokens).first(n + 1), .shared = params, .values = {&loss, 1}, .shared_grads = grads});
+    programs.at(n).run({.inputs = tokens, .shared = params, .values = {&loss, 1}, .shared_grads = grads});
     if (!std::isfinite(loss)) dense::fail("step ", step + 1, ": the loss is ", loss, "; try a smaller learning_rate");
     const double schedule[] = {c.learning_rate * (1 - double(step) / c.steps), 1 - std::pow(c.beta1, step + 1),
                                1 - std::pow(c.beta2, step + 1)};
@@ -243,15 +254,15 @@ inline Result run(const Config& c, std::vector<std::u32string> docs, const std::
 
   programs.clear();
   for (int sample = 0; sample < c.samples; ++sample) {
-    std::vector<double> tokens{double(BOS)}, probs(vocab_size);
+    std::vector<double> tokens(c.block_size + 1, BOS), probs(vocab_size);
     std::u32string text;
     for (int n = 1; n <= c.block_size; ++n) {
-      if (!programs.contains(n)) programs.emplace(n, next_program(c, vocab_size, n));
+      if (!programs.contains(n)) programs.emplace(n, recorder.next(n));
       programs.at(n).run({.inputs = tokens, .shared = params, .values = probs});
       const int token = random.choices(probs);
       if (token == BOS) break;
       text += uchars[token];
-      tokens.push_back(token);
+      tokens[n] = token;
     }
     result.samples.push_back(text);
   }

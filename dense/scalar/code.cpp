@@ -69,16 +69,22 @@ Schedule schedule(const Tape& work, std::span<const int32_t> owner, std::span<co
     for (int32_t x : work.operands(y)) highest = std::max(highest, level[x]);
     level[y] = highest + 1;
   }
-  // a group: neighbours in the order of level, then kind, then number of operands
-  std::vector<int32_t> kinds(n), counts(n);
-  for (int32_t y : ids)
-    kinds[y] = int32_t(kind(work, work.nodes()[y])), counts[y] = terms(Op(kinds[y]), work.nodes()[y]);
+  // a group: neighbours in the order of level, then kind and number of operands (two such with one key only cost speed)
+  std::vector<int32_t> shape(n);
+  for (int32_t y : ids) {
+    const Op op = kind(work, work.nodes()[y]);
+    shape[y] = int32_t((64 * int64_t(terms(op, work.nodes()[y])) + int64_t(op)) % 8191);
+  }
   Schedule result;
-  result.order = counting_sort(counting_sort(counting_sort(ids, counts), kinds), level);
+  result.order = counting_sort(counting_sort(ids, shape), level);
+  int32_t current = -1;
   for (int32_t i = 0; i < int32_t(result.order.size()); ++i) {
-    const int32_t y = result.order[i], before = result.order[std::max(i - 1, 0)];
-    if (i == 0 || level[y] != level[before] || kinds[y] != kinds[before] || counts[y] != counts[before])
-      result.groups.push_back({Op(kinds[y]), counts[y], i, i});
+    const int32_t y = result.order[i];
+    const Op op = kind(work, work.nodes()[y]);
+    const int32_t count = terms(op, work.nodes()[y]);
+    if (level[y] != current || op != result.groups.back().op || count != result.groups.back().terms)
+      result.groups.push_back({op, count, i, i});
+    current = level[y];
     ++result.groups.back().end;
   }
   return result;

@@ -25,8 +25,8 @@ bool differentiable(Op op, int k) {
   }
 }
 
-// A place where a node is read: by `reader`, with local derivative `weight`. A weight below 0 stands for partials[reader]
-// [~weight], which are recorded when the reader's turn comes.
+// A place where a node is read: by `reader`, with local derivative `weight`. A weight below 0 stands for the derivative by the
+// reader's operand ~weight, which is recorded when the reader's turn comes.
 struct Edge {
   int32_t weight, reader;
 };
@@ -123,41 +123,43 @@ Gradient record_gradient(Tape& tape, std::span<const int32_t> outputs, std::span
   std::vector<int32_t> grad(n, none);
   std::vector<std::array<int32_t, 3>> partials(n);  // of nodes with a fixed number of operands
   std::vector<std::vector<int32_t>> chosen(n);      // of an index: equal(index, i) for each i
-  std::vector<int32_t> terms;                       // weight, gradient of the reader, weight, ...
-  const auto partial = [&](int32_t reader, int32_t k) {
-    if (tape.nodes()[reader].op != Op::at) return partials[reader][k];
-    const int32_t index = tape.operands(reader)[0];
-    for (auto& known = chosen[index]; int32_t(known.size()) < k;)
-      known.push_back(place(equal(var(index), double(known.size()))));
-    return chosen[index][k - 1];
+  const auto local = [&](int32_t reader, int32_t k) {
+    return tape.nodes()[reader].op == Op::at ? chosen[tape.operands(reader)[0]][k - 1] : partials[reader][k];
   };
   for (int32_t x : order.nodes) {
-    terms.clear();
-    for (size_t o = 0; o < outputs.size(); ++o)
-      if (outputs[o] == x) terms.insert(terms.end(), {one, seeds[o]});
     bool sum = true;
-    const int32_t begin = order.begin[x], end = order.end[x];
-    terms.resize(terms.size() + 2 * size_t(end - begin));
-    int32_t* term = terms.data() + terms.size() - 2 * size_t(end - begin);
-    for (int32_t e = begin; e < end; ++e) {
+    const auto term = [&](int32_t weight, int32_t gradient) {
+      tape.operand(weight);
+      tape.operand(gradient);
+      sum &= weight == one;
+    };
+    for (size_t o = 0; o < outputs.size(); ++o)
+      if (outputs[o] == x) term(one, seeds[o]);
+    for (int32_t e = order.begin[x]; e < order.end[x]; ++e) {
       const auto [weight, reader] = order.edges[e];
-      const int32_t local = weight >= 0 ? weight : partial(reader, ~weight);
-      sum &= local == one;
-      *term++ = local;
-      *term++ = grad[reader];
+      term(weight >= 0 ? weight : local(reader, ~weight), grad[reader]);
     }
     if (sum) {
+      const auto terms = tape.pending();
       for (size_t t = 0; 2 * t < terms.size(); ++t) terms[t] = terms[2 * t + 1];
-      terms.resize(terms.size() / 2);
-      grad[x] = terms.size() == 1 ? terms[0] : tape.record(Op::sum, terms);
-    } else {
-      grad[x] = tape.record(Op::dot, terms);
+      tape.keep(terms.size() / 2);
     }
-    if (const Node node = tape.nodes()[x]; rule(node.op).partials) {
+    if (sum && tape.pending().size() == 1) {
+      grad[x] = tape.pending()[0];
+      tape.keep(0);
+    } else {
+      grad[x] = tape.record(sum ? Op::sum : Op::dot);
+    }
+    const Node node = tape.nodes()[x];
+    if (rule(node.op).partials) {
       std::array<Var, 3> operands;
       for (int k = 0; k < node.count; ++k) operands[k] = var(tape.operands(node)[k]);
       const auto p = rule(node.op).partials(operands.data(), var(x));
       for (int k = 0; k < node.count; ++k) partials[x][k] = place(p[k]);
+    } else if (node.op == Op::at) {
+      const int32_t index = tape.operands(node)[0];
+      for (auto& known = chosen[index]; int32_t(known.size()) < node.count - 1;)
+        known.push_back(place(equal(var(index), double(known.size()))));
     }
     result.owner.resize(tape.nodes().size(), x);
   }

@@ -1,6 +1,7 @@
 #include "dense/scalar/kernels.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <string_view>
@@ -209,36 +210,41 @@ void at(const Instruction& ins, const int32_t* args, const Machine& m) {
 
 void gather(const Instruction& ins, const int32_t* args, const Machine& m) {
   double* to = m.memory + int64_t(ins.out) * m.width;
-  if (m.width == 1)
-    for (int i = 0; i < ins.count; ++i) to[i] = m.memory[args[i]];
-  else
+  if (m.width == 1) {
+    const hn::RebindToSigned<D> places;
+    const hn::Rebind<int32_t, D> narrow;
+    int i = 0;
+    for (; i + lanes_of_vector() <= ins.count; i += lanes_of_vector())
+      hn::StoreU(hn::GatherIndex(d, m.memory, hn::PromoteTo(places, hn::LoadU(narrow, args + i))), d, to + i);
+    for (; i < ins.count; ++i) to[i] = m.memory[args[i]];
+  } else
     for (int i = 0; i < ins.count; ++i, to += m.width) std::copy_n(m.memory + int64_t(args[i]) * m.width, m.width, to);
-}
-
-// The bits of 2 ** e where |x| is in [2 ** e, 2 ** (e + 1)).
-HWY_INLINE Vec power_below(Vec x) {
-  const hn::RebindToUnsigned<D> u;
-  return hn::BitCast(d, hn::And(hn::BitCast(u, x), hn::Set(u, uint64_t{0x7ff0000000000000})));
 }
 
 // Where y, the correctly rounded x ** exponent, is sure to be pow's result: the true value is y + error, given as
 // error * unit to avoid a division. 2 ** -60 < |y| < 2 ** 60 keeps pow's own error below 0.513 ulp, so that any error of
-// y below 0.487 ulp will do. Below a power of two neighbours are nearer, so those are left out.
+// y below 0.487 ulp will do: of the ulp below y, which at a power of two is the smaller one.
 HWY_INLINE Mask certain(Vec y, Vec error, Vec unit) {
-  const Vec power = power_below(y), ulp = hn::Mul(power, hn::Set(d, 0x1p-52));
-  const Mask near = hn::Le(hn::Abs(error), hn::Mul(hn::Mul(ulp, hn::Set(d, 0.4865)), hn::Abs(unit)));
-  const Mask in_range = hn::And(hn::Ge(power, hn::Set(d, 0x1p-60)), hn::Le(power, hn::Set(d, 0x1p60)));
-  return hn::And(hn::And(near, in_range), hn::Gt(hn::Abs(y), power));
+  const hn::RebindToUnsigned<D> u;
+  const auto bits = hn::BitCast(u, hn::Abs(y));
+  const Vec ulp = hn::Sub(hn::Abs(y), hn::BitCast(d, hn::Sub(bits, hn::Set(u, uint64_t{1}))));
+  const auto lowest = hn::Set(u, uint64_t{1023 - 60} << 52), range = hn::Set(u, uint64_t{120} << 52);
+  const Mask in_range = hn::RebindMask(d, hn::Lt(hn::Sub(bits, lowest), range));
+  return hn::And(in_range, hn::Le(hn::Abs(error), hn::Mul(hn::Mul(ulp, hn::Set(d, 0.4865)), hn::Abs(unit))));
 }
 
 // y where it is certain, C's pow elsewhere.
-HWY_INLINE Vec or_pow(Mask sure, Vec y, Vec x, Op op) {
+HWY_INLINE Vec or_pow(Mask sure, Vec y, Vec x, double exponent) {
   if (hn::AllTrue(d, sure)) return y;
-  HWY_ALIGN double xs[HWY_MAX_BYTES / sizeof(double)], ys[HWY_MAX_BYTES / sizeof(double)],
-      ok[HWY_MAX_BYTES / sizeof(double)];
-  hn::Store(x, d, xs), hn::Store(y, d, ys), hn::Store(hn::IfThenElseZero(sure, hn::Set(d, 1)), d, ok);
-  for (int i = 0; i < lanes_of_vector(); ++i)
-    if (ok[i] == 0) ys[i] = rule(op).value(&xs[i], 1);
+  const volatile double unseen = exponent;  // by the compiler, see c_pow in rules.cpp
+  HWY_ALIGN double xs[HWY_MAX_BYTES / sizeof(double)], ys[HWY_MAX_BYTES / sizeof(double)];
+  hn::Store(x, d, xs), hn::Store(y, d, ys);
+  uint8_t bits[8] = {};
+  hn::StoreMaskBits(d, hn::Not(sure), bits);
+  for (unsigned left = bits[0]; left; left &= left - 1) {
+    const int i = std::countr_zero(left);
+    ys[i] = std::pow(xs[i], unseen);
+  }
   return hn::Load(d, ys);
 }
 
@@ -246,21 +252,21 @@ HWY_INLINE Vec or_pow(Mask sure, Vec y, Vec x, Op op) {
 HWY_INLINE Vec square(Vec x) {
   const Vec y = hn::Mul(x, x);
   const Mask sure = certain(y, hn::MulSub(x, x, y), hn::Set(d, 1));
-  return or_pow(hn::Or(sure, hn::Eq(x, hn::Zero(d))), y, x, Op::square);
+  return or_pow(hn::Or(sure, hn::Eq(x, hn::Zero(d))), y, x, 2);
 }
 HWY_INLINE Vec root(Vec x) {
   const Vec y = hn::Sqrt(x);  // x = (y + error)^2 ~ y^2 + 2 y error
   const Mask sure = certain(y, hn::NegMulAdd(y, y, x), hn::Add(y, y)), zero = hn::Eq(x, hn::Zero(d));
-  return hn::IfThenZeroElse(zero, or_pow(hn::Or(sure, zero), y, x, Op::root));
+  return hn::IfThenZeroElse(zero, or_pow(hn::Or(sure, zero), y, x, 0.5));
 }
 HWY_INLINE Vec reciprocal(Vec x) {
   const Vec y = hn::Div(hn::Set(d, 1), x);  // 1 = (y + error) x
-  return or_pow(certain(y, hn::NegMulAdd(y, x, hn::Set(d, 1)), x), y, x, Op::reciprocal);
+  return or_pow(certain(y, hn::NegMulAdd(y, x, hn::Set(d, 1)), x), y, x, -1);
 }
 #else
-HWY_INLINE Vec square(Vec x) { return or_pow(hn::Lt(x, x), x, x, Op::square); }
-HWY_INLINE Vec root(Vec x) { return or_pow(hn::Lt(x, x), x, x, Op::root); }
-HWY_INLINE Vec reciprocal(Vec x) { return or_pow(hn::Lt(x, x), x, x, Op::reciprocal); }
+HWY_INLINE Vec square(Vec x) { return or_pow(hn::Lt(x, x), x, x, 2); }
+HWY_INLINE Vec root(Vec x) { return or_pow(hn::Lt(x, x), x, x, 0.5); }
+HWY_INLINE Vec reciprocal(Vec x) { return or_pow(hn::Lt(x, x), x, x, -1); }
 #endif
 
 #if HWY_NATIVE_FMA

@@ -16,16 +16,18 @@ constexpr int32_t none = -1;
 // exp(x - peak) * sum ** -1, operation by operation as Python's microgpt; outputs nobody reads stay out.
 void lower_softmax(std::span<const int32_t> x, const int32_t first, const std::vector<char>& live, Tape& work,
                    std::vector<int32_t>& place) {
-  const int32_t peak = work.record(Op::peak, x);
+  for (int32_t v : x) work.operand(place[v]);
+  const int32_t peak = work.record(Op::peak);
   std::vector<int32_t> e;
-  for (int32_t v : x) e.push_back(work.record(Op::sub, std::array{v, peak}));
-  for (int32_t& v : e) v = work.record(Op::exp, std::array{v});
-  const int32_t total = work.record(Op::sum, e), minus_one = work.constant(-1).id();
+  for (int32_t v : x) e.push_back(work.record(Op::sub, {place[v], peak}));
+  for (int32_t& v : e) v = work.record(Op::exp, {v});
+  for (int32_t v : e) work.operand(v);
+  const int32_t total = work.record(Op::sum), minus_one = work.constant(-1).id();
   std::vector<int32_t> scale(e.size(), none);
   for (size_t i = 0; i < e.size(); ++i)
-    if (live[first + i]) scale[i] = work.record(Op::pow, std::array{total, minus_one});
+    if (live[first + i]) scale[i] = work.record(Op::pow, {total, minus_one});
   for (size_t i = 0; i < e.size(); ++i)
-    if (live[first + i]) place[first + i] = work.record(Op::mul, std::array{e[i], scale[i]});
+    if (live[first + i]) place[first + i] = work.record(Op::mul, {e[i], scale[i]});
 }
 
 }  // namespace
@@ -42,18 +44,18 @@ std::vector<int32_t> lower(const Tape& tape, std::span<const Var> outputs, int s
   work.reserve(3 * size_t(n), 3 * tape.all_operands().size());  // with the gradient to come
   for (int i = 0; i < tape.inputs() + seeds; ++i) work.input();
   for (double value : tape.shared_values()) work.shared(value);
-  std::vector<int32_t> place(n, none), x;
+  std::vector<int32_t> place(n, none);
   for (int32_t y = 0; y < n; ++y) {
     if (!live[y] || place[y] != none) continue;
     const Node& node = tape.nodes()[y];
-    x.clear();
-    for (int32_t operand : tape.operands(node)) x.push_back(place[operand]);
     switch (node.op) {
       case Op::input: place[y] = node.index; break;
       case Op::shared: place[y] = work.inputs() + node.index; break;
       case Op::constant: place[y] = work.constant(tape.constant_value(node)).id(); break;
-      case Op::softmax: lower_softmax(x, y - node.index, live, work, place); break;
-      default: place[y] = work.record(node.op, x);
+      case Op::softmax: lower_softmax(tape.operands(node), y - node.index, live, work, place); break;
+      default:
+        for (int32_t x : tape.operands(node)) work.operand(place[x]);
+        place[y] = work.record(node.op);
     }
   }
   std::vector<int32_t> result;

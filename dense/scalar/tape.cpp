@@ -54,7 +54,7 @@ int32_t Tape::place(Var v) {
 }
 
 void Tape::operand_elsewhere(Var v) {
-  if (v.tape()) operands_.resize(recorded_);  // forget the operation that will not be
+  if (v.tape()) keep(0);  // place() throws, the operation will not be
   operands_.push_back(place(v));
 }
 
@@ -67,7 +67,7 @@ int32_t Tape::record(Op op, int outputs) {
   return id;
 }
 
-int32_t Tape::record(Op op, std::span<const int32_t> places) {
+int32_t Tape::record(Op op, std::initializer_list<int32_t> places) {
   operands_.insert(operands_.end(), places.begin(), places.end());
   return record(op);
 }

@@ -91,8 +91,11 @@ class Tape {
   // returns the first; the others follow it. The functions below are the way to call these. Throw Error for an operand
   // of another tape and at 2^31 operations or operands.
   void operand(Var v) { v.tape() == this ? operands_.push_back(v.id()) : operand_elsewhere(v); }
+  void operand(int32_t place) { operands_.push_back(place); }
+  std::span<int32_t> pending() { return std::span(operands_).subspan(recorded_); }  // operands not yet recorded
+  void keep(size_t count) { operands_.resize(recorded_ + count); }                  // of those the first
   int32_t record(Op op, int outputs = 1);
-  int32_t record(Op op, std::span<const int32_t> places);
+  int32_t record(Op op, std::initializer_list<int32_t> places);
   // Makes room, so that recording moves nothing.
   void reserve(size_t nodes, size_t operands);
   // Reads every operand x as same[x] from now on; same[x] <= x or a constant.
