@@ -21,8 +21,8 @@ struct Config {
 
   void fields(auto&& f) {
     f("data", data, "text file, one document per line; without one the built-in names");
-    f("steps", steps, "training steps of a run");
-    f("repeats", repeats, "runs; each records all of its programs anew");
+    f("steps", steps, "training steps of a run", 1);
+    f("repeats", repeats, "runs; each records all of its programs anew", 1);
   }
 };
 
@@ -60,8 +60,6 @@ int bench_microgpt_command(const Call& call) {
                    call.program + " --data names.txt")) {
     return 0;
   }
-  for (auto [name, count] : {std::pair("steps", bench.steps), {"repeats", bench.repeats}})
-    if (count < 1) fail("--", name, ": expected 1 or more, got ", count);
   const bool builtin = bench.data == Config().data && !std::filesystem::exists(bench.data);
   const auto docs = builtin ? documents(builtin_names, "built-in names") : read_documents(bench.data);
   ::microgpt::Config config;

@@ -34,7 +34,7 @@ bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::stri
   try {
     app.parse(std::vector(call.args.rbegin(), call.args.rend()));  // CLI11 takes arguments from the back
   } catch (const CLI::CallForHelp&) {
-    fmt::print("{}", app.help());
+    fmt::print("{}\n", app.help());
     return false;
   } catch (const CLI::ArgumentMismatch& error) {  // what() starts with the flag's name
     const std::string_view what = error.what();

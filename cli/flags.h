@@ -1,7 +1,8 @@
 // Flags from a config's own field list: no flag, default or help text is written twice.
 //
-// A config is a struct with defaults and a member `void fields(auto&& f)` that calls f(name, field, text) for each
-// field. Field `n_layer` is flag --n_layer, given as `--n_layer 2` or `--n_layer=2`, at most once.
+// A config is a struct with defaults and a member `void fields(auto&& f)` that calls f(name, field, text, least) for each
+// field; `least` is the smallest whole number allowed, or what a floating-point number must be above, and text has none.
+// Field `n_layer` is flag --n_layer, given as `--n_layer 2` or `--n_layer=2`, at most once.
 #pragma once
 
 #include <fmt/format.h>
@@ -56,7 +57,7 @@ T parse_number(const std::string& name, std::string_view given) {
 template <class Config>
 bool parse_flags(Config& config, const Call& call, const std::string& about, const std::string& example) {
   std::vector<Flag> flags;
-  config.fields([&]<class T>(const std::string& name, T& field, const std::string& text) {
+  config.fields([&]<class T>(const std::string& name, T& field, const std::string& text, auto... least) {
     Flag flag{name, "TEXT", fmt::to_string(field), text, nullptr};
     if constexpr (std::same_as<T, std::string>) {
       flag.set = [name, &field](std::string_view given) {
@@ -66,7 +67,15 @@ bool parse_flags(Config& config, const Call& call, const std::string& about, con
       };
     } else {
       flag.type = std::integral<T> ? "INT" : "NUMBER";
-      flag.set = [name, &field](std::string_view given) { field = parse_number<T>(name, given); };
+      flag.set = [name, &field, least...](std::string_view given) {
+        field = parse_number<T>(name, given);
+        const auto check = [&](auto bound) {
+          if (std::integral<T> && field < bound) fail("--", name, ": expected ", bound, " or more, got ", given);
+          if (!std::integral<T> && field <= bound)
+            fail("--", name, ": expected a number above ", bound, ", got ", given);
+        };
+        (check(least), ...);
+      };
     }
     flags.push_back(std::move(flag));
   });

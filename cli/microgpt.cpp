@@ -22,6 +22,16 @@
 namespace dense::cli {
 namespace {
 
+struct Config : ::microgpt::Config {
+  std::string data, trace;
+
+  void fields(auto&& f) {
+    f("data", data, "text file, one document per line (default: built-in names)");
+    ::microgpt::Config::fields(f);
+    f("trace", trace, "file for the losses, samples and a hash of the weights, as JSON");
+  }
+};
+
 std::string sha256(const std::vector<double>& values) {
   static_assert(std::endian::native == std::endian::little, "the hash is of little-endian numbers");
   unsigned char digest[EVP_MAX_MD_SIZE];
@@ -32,9 +42,9 @@ std::string sha256(const std::vector<double>& values) {
   return fmt::format("{:02x}", fmt::join(digest, digest + size, ""));
 }
 
-std::string trace(::microgpt::Config& config, const ::microgpt::Result& result, bool interrupted) {
+std::string trace(Config& config, const ::microgpt::Result& result, bool interrupted) {
   nlohmann::ordered_json json;
-  config.fields([&](const char* name, auto& value, const char*) { json["config"][name] = value; });
+  config.fields([&](const char* name, auto& value, auto...) { json["config"][name] = value; });
   json["num_docs"] = result.num_docs;
   json["vocab_size"] = result.vocab_size;
   json["num_params"] = result.num_params;
@@ -52,14 +62,13 @@ std::string trace(::microgpt::Config& config, const ::microgpt::Result& result, 
 
 // What is said about the run goes to stderr; stdout gets the samples, ready for a pipe.
 int microgpt_command(const Call& call) {
-  ::microgpt::Config config;
+  Config config;
   if (!parse_flags(config, call,
                    "Trains microgpt, a small GPT on scalars, on the lines of a text, and invents new lines.\n"
                    "Every number is the one that Karpathy's Python program computes, to the last bit.",
                    call.program + " --data names.txt --steps 2000 --temperature 0.7")) {
     return 0;
   }
-  config.check();
   auto docs = config.data.empty() ? documents(builtin_names, "built-in names") : read_documents(config.data);
   if (!config.trace.empty()) {  // better now than after an hour of training
     check_writable(config.trace);
@@ -71,13 +80,13 @@ int microgpt_command(const Call& call) {
   }
 
   catch_stop_signals();
-  ::microgpt::Config untrained = config;
+  Config untrained = config;
   untrained.steps = untrained.samples = 0;  // a run that does nothing tells the sizes
   const auto sizes = ::microgpt::run(untrained, docs, nullptr);
   say("{} documents from {}, {} tokens, {} parameters\n", with_commas(sizes.num_docs),
       config.data.empty() ? "the built-in names" : config.data, sizes.vocab_size, with_commas(sizes.num_params));
   std::string separator = "config: ";
-  config.fields([&](const char* name, auto& value, const char*) {
+  config.fields([&](const char* name, auto& value, auto...) {
     if (fmt::to_string(value).empty()) return;
     say("{}{} {}", separator, name, value);
     separator = ", ";

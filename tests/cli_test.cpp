@@ -206,6 +206,8 @@ TEST_F(Cli, RefusesSizesThatMakeNoModel) {
   expect_refused({"microgpt", "--steps", "-1"}, "--steps");
   expect_refused({"microgpt", "--samples", "-1"}, "--samples");
   expect_refused({"microgpt", "--n_embd", "16", "--n_head", "3"}, "n_head");
+  for (const char* flag : {"--n_layer", "--n_embd", "--block_size"})
+    expect_refused({"microgpt", flag, "2147483644"}, "expected sizes that make at most 4194304 parameters, got ");
 }
 
 TEST_F(Cli, RefusesBadDataInOneLine) {
@@ -272,7 +274,7 @@ TEST_F(Cli, HelpGoesToStdout) {
     EXPECT_EQ(outcome.exit_code, 0);
     EXPECT_EQ(outcome.err, "");
     EXPECT_TRUE(contains(outcome.out, "Example: dense microgpt --"));
-    microgpt::Config().fields([&](const std::string& name, auto&, const std::string& text) {
+    microgpt::Config().fields([&](const std::string& name, auto&, const std::string& text, auto) {
       EXPECT_TRUE(contains(outcome.out, "  --" + name + " ") && contains(outcome.out, text)) << name;
     });
   }
@@ -299,12 +301,12 @@ TEST_F(Cli, LogsAboutTenLinesWhenNobodyWatches) {
 }
 
 TEST_F(Cli, TakesFlagsInBothFormsAndAnyOrder) {
-  const Outcome outcome = train({"--seed=-7", "--learning_rate", "1e-3", "--beta1", ".5", "--trace=t.json"});
+  const Outcome outcome = train({"--seed=-7", "--learning_rate", "1e-3", "--temperature", ".5", "--trace=t.json"});
   EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
   EXPECT_EQ(trace("t.json")["config"]["seed"], -7);
   EXPECT_EQ(trace("t.json")["config"]["learning_rate"], 0.001);
-  EXPECT_EQ(trace("t.json")["config"]["beta1"], 0.5);
-  EXPECT_EQ(train({"--trace", "u.json", "--beta1=.5", "--seed", "-7", "--learning_rate=1e-3"}).out, outcome.out);
+  EXPECT_EQ(trace("t.json")["config"]["temperature"], 0.5);
+  EXPECT_EQ(train({"--trace", "u.json", "--temperature=.5", "--seed", "-7", "--learning_rate=1e-3"}).out, outcome.out);
   EXPECT_EQ(trace("u.json")["losses"], trace("t.json")["losses"]);
   EXPECT_EQ(trace("u.json")["params_sha256_le_f64"], trace("t.json")["params_sha256_le_f64"]);
 }
@@ -314,8 +316,10 @@ TEST_F(Cli, TheTraceHoldsTheWholeRun) {
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   const auto json = trace("t.json");
   microgpt::Config config;
-  config.data = "names.txt", config.steps = 3, config.samples = 2, config.trace = "t.json";
-  config.fields([&](const char* name, auto& value, const char*) { EXPECT_EQ(json["config"][name], value) << name; });
+  config.steps = 3, config.samples = 2;
+  config.fields([&](const char* name, auto& value, auto...) { EXPECT_EQ(json["config"][name], value) << name; });
+  EXPECT_EQ(json["config"]["data"], "names.txt");
+  EXPECT_EQ(json["config"]["trace"], "t.json");
   EXPECT_EQ(json["num_docs"], 4);
   EXPECT_EQ(json["vocab_size"], 11);  // a b c d e l n o r v, and the end of a document
   EXPECT_GT(json["num_params"], 0);
@@ -470,7 +474,7 @@ TEST_F(Cli, RandomFlagsTrainOrAreRefused) {
       if (one_in(2)) args.push_back("--" + name + "=" + value);
       else args.insert(args.end(), {"--" + name, value});
     };
-    microgpt::Config().fields([&](const std::string& name, auto&, const char*) {
+    microgpt::Config().fields([&](const std::string& name, auto&, auto...) {
       const bool needed = name == "data" || name == "steps" || name == "samples";  // the defaults would take long
       if (!needed && !one_in(3)) return;
       const auto known = values.find(name);

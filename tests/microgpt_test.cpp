@@ -45,7 +45,7 @@ void expect_equal_to_python(const json& python, const std::vector<std::u32string
   config.steps = int(python["losses"].size());
   std::set<std::string> unknown;
   for (const auto& [name, value] : python["options"].items()) unknown.insert(name);
-  config.fields([&](const char* name, auto& field, const char*) {
+  config.fields([&](const char* name, auto& field, auto...) {
     if constexpr (!std::is_same_v<std::decay_t<decltype(field)>, std::string>)
       if (unknown.erase(name)) field = std::decay_t<decltype(field)>(number(python["options"][name]));
   });

@@ -202,6 +202,7 @@ TEST(Rules, TheFirstOfEqualsTakesTheDerivative) {
   EXPECT_TRUE(same_bits(outcome([](const Row& x) { return max(x[0], x[1]); }, {2, 2}).grads, {1, 0}));
   EXPECT_TRUE(same_bits(outcome([](const Row& x) { return min(x[0], x[1]); }, {2, 2}).grads, {1, 0}));
   EXPECT_TRUE(same_bits(outcome([](const Row& x) { return abs(x[0]) + relu(x[0]); }, {0}).grads, {0}));
+  EXPECT_TRUE(same_bits(outcome([](const Row& x) { return pow(x[0], x[1]); }, {0, 2}).grads, {0, 0}));
 }
 
 TEST(Exact, SpecialValuesAreC) {
@@ -219,6 +220,8 @@ TEST(Exact, SpecialValuesAreC) {
       {[](Var x) { return 1 / x; }, [](double x) { return 1 / x; }},
       {[](Var x) { return x < 0.5; }, [](double x) { return double(x < 0.5); }},
       {[](Var x) { return where(x, x, 7); }, [](double x) { return x != 0 ? x : 7; }},
+      {[](Var x) { return min(x, 0); }, [](double x) { return std::min(x, 0.0); }},
+      {[](Var x) { return max(-0.0, x); }, [](double x) { return std::max(-0.0, x); }},
   };
   for (const char* name : isas()) {
     const Isa isa(name);
@@ -265,6 +268,7 @@ TEST(Exact, QuotientsByOneNumberAreCorrectlyRounded) {
     x.push_back(std::ldexp((random() % 2 ? 1 : -1) * (1 + double(random() >> 12) * 0x1p-52),
                            std::uniform_int_distribution(-3, 3)(random)));
   for (double v : {0x1p-900, -0x1p900, 3e-250, 7e290}) x.push_back(v);
+  for (size_t i = 16; i < 100; i += 8) x[i] = i % 16 ? 0.0 : -0.0;  // among numbers that are divided the fast way
   Numbers divisors = {1, -3, 0.1, 0x1.fffffffffffffp0, 0x1.0000000000001p0, 1e-40, -1e300, inf, 0, nan};
   for (int i = 0; i < 100; ++i)
     divisors.push_back(1 - std::pow(0.99, i + 1)), divisors.push_back(1 + double(random() >> 12) * 0x1p-52);
@@ -434,6 +438,25 @@ TEST(Programs, ResultsMayTakeThePlaceOfInputs) {
   for (int i = 0; i < lanes; ++i) state[i] = i, state[lanes + i] = 0.5;
   program.run({.inputs = state, .values = state, .lanes = lanes});
   for (int i = 0; i < lanes; ++i) EXPECT_EQ(state[i] - state[lanes + i], 1.0);
+}
+
+TEST(Programs, WhatIsRecordedTwiceRunsOnceAndWhatNobodyReadsNever) {
+  Tape tape;
+  const Var x = tape.input(), once = exp(x + 1), unread = log(x);
+  Row nine, other_nine;
+  for (int i = 0; i < 9; ++i) nine.push_back(once), other_nine.push_back(exp(x + (Var(3) - 2)));
+  EXPECT_EQ(tape.compile({sum(other_nine)}).bytes(), tape.compile({sum(nine)}).bytes());
+  EXPECT_EQ(tape.compile({once}).instructions(), 2);
+  EXPECT_EQ(tape.compile({once, unread}).instructions(), 3);
+}
+
+TEST(Programs, ARunThatFailedLeavesNothingBehind) {
+  Tape tape;
+  const Program program = tape.compile({at(Row{5, 6}, tape.input())});
+  Numbers values(2);
+  EXPECT_NE(error_of([&] { program.run({.inputs = Numbers{0, 1, 7}, .lanes = 3}); }), "no error");
+  program.run({.inputs = Numbers{0, 1}, .values = values, .lanes = 2});
+  EXPECT_EQ(values, (Numbers{5, 6}));
 }
 
 TEST(Programs, RunningAllocatesNothing) {

@@ -19,7 +19,10 @@ struct Group {
   int32_t terms, begin, end;  // nodes order[begin, end)
 };
 
+enum class Live : uint8_t { no, yes };  // a char would let the compiler expect any pointer to change
+
 struct Schedule {
+  std::vector<Live> live;  // whether a result depends on the node
   std::vector<Group> groups;
   std::vector<int32_t> order;
 };
@@ -48,8 +51,9 @@ std::vector<int32_t> counting_sort(std::span<const int32_t> ids, std::span<const
 
 Schedule schedule(const Tape& work, std::span<const int32_t> owner, std::span<const int32_t> results) {
   const auto n = int32_t(work.nodes().size());
-  enum class Live : uint8_t { no, yes };  // a char would let the compiler expect any pointer to change
-  std::vector<Live> live(n, Live::no);
+  Schedule result;
+  std::vector<Live>& live = result.live;
+  live.assign(n, Live::no);
   for (int32_t y : results) live[y] = Live::yes;
   for (int32_t y = n - 1; y >= 0; --y)
     if (live[y] == Live::yes)
@@ -75,7 +79,6 @@ Schedule schedule(const Tape& work, std::span<const int32_t> owner, std::span<co
     const Op op = kind(work, work.nodes()[y]);
     shape[y] = int32_t((64 * int64_t(terms(op, work.nodes()[y])) + int64_t(op)) % 8191);
   }
-  Schedule result;
   result.order = counting_sort(counting_sort(ids, shape), level);
   int32_t current = -1;
   for (int32_t i = 0; i < int32_t(result.order.size()); ++i) {
@@ -252,13 +255,13 @@ Code generate(const Tape& work, std::span<const int32_t> owner, std::span<const 
   for (int32_t i = 0; i < int32_t(work.shared_values().size()); ++i)
     code.slot_of[work.inputs() + i] = code.first_shared + i;
   code.slots = code.first_shared + int32_t(work.shared_values().size() + 7) / 8 * 8;
+  const Schedule plan = schedule(work, owner, results);
   for (size_t y = 0; y < work.nodes().size(); ++y)
-    if (work.nodes()[y].op == Op::constant) {
+    if (work.nodes()[y].op == Op::constant && plan.live[y] == Live::yes) {
       code.constants.push_back({code.slots, work.constant_value(work.nodes()[y])});
       code.slot_of[y] = code.slots++;
     }
   code.first_result = code.slots = (code.slots + 7) / 8 * 8;
-  const Schedule plan = schedule(work, owner, results);
   Emitter emitter(work, code);
   for (const Group& group : plan.groups)
     emitter.emit(group, std::span(plan.order).subspan(group.begin, group.end - group.begin));

@@ -95,6 +95,10 @@ Program Tape::compile(std::initializer_list<Var> outputs, std::span<const Var> w
   return compile(std::span(outputs.begin(), outputs.size()), wrt);
 }
 
+Program Tape::compile(std::initializer_list<Var> outputs, std::initializer_list<Var> wrt) const {
+  return compile(std::span(outputs.begin(), outputs.size()), std::span(wrt.begin(), wrt.size()));
+}
+
 Program Tape::compile(std::span<const Var> outputs, std::span<const Var> wrt) const {
   if (outputs.empty()) fail("compile: expected one output or more, got none");
   for (Var y : outputs)

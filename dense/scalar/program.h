@@ -15,8 +15,7 @@ class Program {
   struct Batch {
     std::span<const double> inputs = {};  // (inputs, lanes), in the order of Tape::input
     std::span<const double> shared = {};  // one per Tape::shared; empty: their values at recording
-    std::span<const double> seeds =
-        {};  // (outputs, lanes), weights of the outputs in the gradient; empty: 1, for one output
+    std::span<const double> seeds = {};   // (outputs, lanes), for the gradient of several outputs: their weights
     std::span<double> values = {};        // (outputs, lanes)
     std::span<double> grads = {};         // (per-lane wrt, lanes)
     std::span<double> shared_grads = {};  // one per shared wrt: summed over lanes in their order
@@ -28,9 +27,8 @@ class Program {
   // are in, row for row. Throws Error for spans of another length and for an `at` beyond its operands.
   void run(const Batch& batch) const;
 
-  // Operations and gathers, in the order they run, with the number of results each.
-  int instructions() const;
-  size_t bytes() const;  // of memory for a run with one lane
+  int instructions() const;  // one for many operations of one kind
+  size_t bytes() const;      // of memory for a run with one lane
 
   struct Parts;
   explicit Program(std::shared_ptr<const Parts> parts) : parts_(std::move(parts)) {}

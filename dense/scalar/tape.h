@@ -76,6 +76,7 @@ class Tape {
   // tape. Throws Error without outputs, for a Var of another tape, and for a wrt that is not an input.
   Program compile(std::span<const Var> outputs, std::span<const Var> wrt = {}) const;
   Program compile(std::initializer_list<Var> outputs, std::span<const Var> wrt = {}) const;
+  Program compile(std::initializer_list<Var> outputs, std::initializer_list<Var> wrt) const;
 
   const std::vector<Node>& nodes() const { return nodes_; }
   std::span<const int32_t> operands(const Node& node) const {
