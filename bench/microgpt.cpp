@@ -36,16 +36,19 @@ Times time_run(::microgpt::Config config, const std::vector<std::u32string>& doc
   const auto microseconds = [](Clock::duration d) { return std::chrono::duration<double, std::micro>(d).count(); };
   std::vector<double> steps;
   auto start = Clock::now(), last = start;
-  ::microgpt::run(config, docs, [&](int, double) {
-    const auto now = Clock::now();
-    steps.push_back(microseconds(now - last));
-    last = now;
-    return true;
-  });
+  ::microgpt::run(
+      config, docs,
+      [&](int, double) {
+        const auto now = Clock::now();
+        steps.push_back(microseconds(now - last));
+        last = now;
+        return true;
+      },
+      nullptr);
   const double trained = microseconds(Clock::now() - start);
   config.steps = 0;
   start = Clock::now();
-  ::microgpt::run(config, docs, nullptr);
+  ::microgpt::run(config, docs, nullptr, nullptr);
   const double prepared = microseconds(Clock::now() - start);
   std::nth_element(steps.begin(), steps.begin() + steps.size() / 2, steps.end());
   return {(trained - prepared) / double(steps.size()), steps[steps.size() / 2]};

@@ -69,12 +69,7 @@ bool parse_flags(Config& config, const Call& call, const std::string& about, con
       flag.type = std::integral<T> ? "INT" : "NUMBER";
       flag.set = [name, &field, least...](std::string_view given) {
         field = parse_number<T>(name, given);
-        const auto check = [&](auto bound) {
-          if (std::integral<T> && field < bound) fail("--", name, ": expected ", bound, " or more, got ", given);
-          if (!std::integral<T> && field <= bound)
-            fail("--", name, ": expected a number above ", bound, ", got ", given);
-        };
-        (check(least), ...);
+        (check_field(name, field, least), ...);
       };
     }
     flags.push_back(std::move(flag));

@@ -82,7 +82,7 @@ int microgpt_command(const Call& call) {
   catch_stop_signals();
   Config untrained = config;
   untrained.steps = untrained.samples = 0;  // a run that does nothing tells the sizes
-  const auto sizes = ::microgpt::run(untrained, docs, nullptr);
+  const auto sizes = ::microgpt::run(untrained, docs, nullptr, nullptr);
   say("{} documents from {}, {} tokens, {} parameters\n", with_commas(sizes.num_docs),
       config.data.empty() ? "the built-in names" : config.data, sizes.vocab_size, with_commas(sizes.num_params));
   std::string separator = "config: ";
@@ -94,17 +94,21 @@ int microgpt_command(const Call& call) {
   say("\n");
 
   Progress progress(config.steps);
-  const auto result = ::microgpt::run(config, std::move(docs), [&](int step, double loss) {
+  int stopped = 0;  // by a signal that came while training; then samples are still wanted
+  const auto on_step = [&](int step, double loss) {
     progress.step(step, loss);
-    const bool go_on = !stop_signal();
-    if (step == config.steps || !go_on) progress.finish();
-    return go_on;
-  });
+    stopped = stop_signal();
+    if (step == config.steps || stopped) progress.finish();
+    return !stopped;
+  };
+  const auto on_sample = [&](int) { return stopped || !stop_signal(); };
+  const auto result = ::microgpt::run(config, std::move(docs), on_step, on_sample);
 
-  if (!config.trace.empty()) write_whole_file(config.trace, trace(config, result, stop_signal() != 0));
+  const bool whole = int(result.losses.size()) == config.steps && int(result.samples.size()) == config.samples;
+  if (!config.trace.empty()) write_whole_file(config.trace, trace(config, result, !whole));
   say("samples:\n");
   for (const std::u32string& sample : result.samples) fmt::print("{}\n", to_utf8(sample));
-  return stop_signal() ? 128 + stop_signal() : 0;
+  return whole ? 0 : 128 + stop_signal();
 }
 
 }  // namespace dense::cli

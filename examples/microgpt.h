@@ -35,7 +35,7 @@ struct Config {
     f("block_size", block_size, "longest sequence of tokens", 1);
     f("learning_rate", learning_rate, "of Adam at the first step; falls linearly to 0", 0);
     f("samples", samples, "new documents to invent after training", 0);
-    f("temperature", temperature, "of sampling: low is likely, high is daring", 0);
+    f("temperature", temperature, "of sampling: low is likely, high is daring", 1e-100);
   }
 };
 
@@ -50,7 +50,7 @@ inline Row add(const Row& a, const Row& b)       { return row(a.size(),    [&](s
 inline Row scale(const Row& x, Var s)            { return row(x.size(),    [&](size_t i) { return x[i] * s; }); }
 inline Row linear(const Row& x, const Matrix& w) { return row(w.size(),    [&](size_t i) { return dot(w[i], x); }); }
 inline Row column(const Matrix& w, size_t j)     { return row(w.size(),    [&](size_t i) { return w[i][j]; }); }
-inline Row at(const Matrix& w, Var token)        { return row(w[0].size(), [&](size_t j) { return at(column(w, j), token); }); }
+inline Row lookup(const Matrix& w, Var token)    { return row(w[0].size(), [&](size_t j) { return at(column(w, j), token); }); }
 // clang-format on
 inline Row rmsnorm(const Row& x) { return scale(x, pow(dot(x, x) * pow(Var(x.size()), -1) + 1e-5, -0.5)); }
 
@@ -84,25 +84,30 @@ struct Network {
 
   void record(int n) {
     for (int t = int(hidden.size()); t < n; ++t) {
-      const Row x = hidden.emplace_back(gpt(tokens[t], t));
-      Row logits = linear(x, lm_head);  // (V)
-      // The original's backward() reaches the target's logit first and the others after it. Here the target is known
-      // only when the program runs: its logit is computed from the row looked up, and takes its place among the others.
-      const Var target = tokens[t + 1], logit = dot(at(lm_head, target), x);
-      for (size_t i = 0; i < logits.size(); ++i) logits[i] = where(equal(target, double(i)), logit, logits[i]);
-      losses.push_back(-log(dense::at(softmax(logits), target)));
+      hidden.push_back(gpt(tokens[t], t));
+      losses.push_back(cross_entropy(hidden[t], tokens[t + 1]));
     }
+  }
+
+  // The original's backward() reaches the target's logit first and the others after it. Here the target is known only
+  // when the program runs: its logit is computed from the row looked up, and takes its place among the others.
+  Var cross_entropy(const Row& x, Var target) {
+    const Var logit = dot(lookup(lm_head, target), x);
+    Row logits = linear(x, lm_head);  // (V)
+    for (size_t i = 0; i < logits.size(); ++i) logits[i] = where(equal(target, double(i)), logit, logits[i]);
+    return -log(at(softmax(logits), target));
   }
 
   Row gpt(Var token, int position) {  // one token, to its vector before lm_head
     const int D = c.n_embd / c.n_head;
-    Row x = rmsnorm(add(at(wte, token), wpe[position]));  // (C)
+    Row x = rmsnorm(add(lookup(wte, token), wpe[position]));  // (C)
     for (int i = 0; i < c.n_layer; ++i) {
+      const auto& [attn_wq, attn_wk, attn_wv, attn_wo, mlp_fc1, mlp_fc2] = layers[i];
       // 1. attention: each head looks back at all positions so far
       Row h = rmsnorm(x), heads;
-      const Row q = linear(h, layers[i].attn_wq);         // (C)
-      keys[i].push_back(linear(h, layers[i].attn_wk));    // (T, C)
-      values[i].push_back(linear(h, layers[i].attn_wv));  // (T, C)
+      const Row q = linear(h, attn_wq);         // (C)
+      keys[i].push_back(linear(h, attn_wk));    // (T, C)
+      values[i].push_back(linear(h, attn_wv));  // (T, C)
       for (int start = 0; start < c.n_embd; start += D) {
         const auto head = [&](const Row& r) { return std::span(r).subspan(start, D); };
         Row att;
@@ -110,11 +115,11 @@ struct Network {
         att = softmax(att);  // (T)
         for (int j = start; j < start + D; ++j) heads.push_back(dot(att, column(values[i], j)));
       }
-      x = add(linear(heads, layers[i].attn_wo), x);
+      x = add(linear(heads, attn_wo), x);
       // 2. a network of its own for each position
-      h = linear(rmsnorm(x), layers[i].mlp_fc1);  // (4C)
+      h = linear(rmsnorm(x), mlp_fc1);  // (4C)
       for (Var& v : h) v = relu(v);
-      x = add(linear(h, layers[i].mlp_fc2), x);
+      x = add(linear(h, mlp_fc2), x);
     }
     return x;
   }
@@ -148,10 +153,13 @@ struct Result {
   std::vector<double> params;           // in the order of their creation
 };
 
-// Trains on the documents and samples. on_step(step, loss) follows each step, counted from 1; when it returns false
-// training ends early. Throws Error where n_head does not divide n_embd, for more parameters than scalars are good for,
-// and for a loss that is no number.
-inline Result run(const Config& c, std::vector<std::u32string> docs, const std::function<bool(int, double)>& on_step) {
+// Trains on the documents and samples. on_step(step, loss) follows each step and on_sample(sample) each sample, counted
+// from 1; when one returns false that part ends early. Throws Error for a config that cannot be, more parameters than
+// scalars are good for, no documents, and a loss that is no number.
+inline Result run(Config c, std::vector<std::u32string> docs, const std::function<bool(int, double)>& on_step,
+                  const std::function<bool(int)>& on_sample) {
+  c.fields([](const char* name, auto value, const char*, auto least) { dense::check_field(name, value, least); });
+  if (docs.empty()) dense::fail("expected documents, got none");
   if (c.n_embd % c.n_head != 0) dense::fail("--n_head: expected a divisor of n_embd ", c.n_embd, ", got ", c.n_head);
   PythonRandom random(c.seed);
   random.shuffle(docs);
@@ -202,6 +210,7 @@ inline Result run(const Config& c, std::vector<std::u32string> docs, const std::
       tokens[n] = token;
     }
     result.samples.push_back(text);
+    if (!on_sample(sample + 1)) break;
   }
   result.params.assign(params.begin(), params.end());
   return result;

@@ -6,16 +6,20 @@
 namespace {
 
 thread_local size_t count = 0;
+thread_local bool fail = false;
 
 void* counted(void* p) {
   ++count;
-  if (!p) throw std::bad_alloc();
-  return p;
+  if (p && !fail) return p;
+  fail = false;
+  std::free(p);
+  throw std::bad_alloc();
 }
 
 }  // namespace
 
 size_t allocations() { return count; }
+void fail_next_allocation() { fail = true; }
 
 void* operator new(size_t size) { return counted(std::malloc(size ? size : 1)); }
 void* operator new(size_t size, std::align_val_t align) {

@@ -373,6 +373,18 @@ TEST_F(Cli, CtrlCEndsTrainingAndKeepsWhatWasDone) {
   }
 }
 
+TEST_F(Cli, CtrlCEndsSamplingAndKeepsWhatWasDone) {
+  const Args args = {"microgpt", "--data", "names.txt", "--steps", "1", "--samples", "20000000", "--trace", "t.json"};
+  Process process(folder, args);
+  while (!contains(process.err(), "trained 1 of 1 steps")) std::this_thread::sleep_for(10ms);
+  std::this_thread::sleep_for(100ms);
+  process.send(SIGINT);
+  EXPECT_EQ(process.wait(), 130);
+  EXPECT_EQ(trace("t.json")["interrupted"], true);
+  EXPECT_GT(trace("t.json")["samples"].size(), 0u);
+  EXPECT_EQ(trace("t.json")["samples"], lines(process.out()));
+}
+
 TEST_F(Cli, ASecondCtrlCKills) {
   auto process = train_forever({"--samples", "20000000"});
   process->send(SIGINT);

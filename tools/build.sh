@@ -2,8 +2,7 @@
 
 packages=(g++ cmake ninja-build pkg-config libhwy-dev libfmt-dev libcli11-dev nlohmann-json3-dev libutf8proc-dev
   libssl-dev libgtest-dev)
-test_packages=("${packages[@]}" python3)
-all_packages=("${test_packages[@]}" clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14)
+all_packages=("${packages[@]}" clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14)
 
 # Installs those of the named packages that are missing; false when none is. Where there is no dpkg-query nothing counts
 # as missing, and CMake says which library it does not find.

@@ -1,10 +1,10 @@
 #include "dense/scalar/code.h"
 
 #include <algorithm>
-#include <array>
 #include <numeric>
 #include <unordered_map>
 
+#include "dense/scalar/error.h"
 #include "dense/scalar/rules.h"
 
 namespace dense {
@@ -73,7 +73,8 @@ Schedule schedule(const Tape& work, std::span<const int32_t> owner, std::span<co
     for (int32_t x : work.operands(y)) highest = std::max(highest, level[x]);
     level[y] = highest + 1;
   }
-  // a group: neighbours in the order of level, then kind and number of operands (two such with one key only cost speed)
+  // a group: neighbours in the order of level, then kind and number of operands; where two groups share a key they mix and
+  // fall into more instructions, no worse
   std::vector<int32_t> shape(n);
   for (int32_t y : ids) {
     const Op op = kind(work, work.nodes()[y]);
@@ -175,10 +176,12 @@ class Emitter {
   void instruction(const Group& group, const Columns& columns, int32_t out, int32_t begin, int32_t end) {
     gathered_.clear();
     places_.clear();
+    if (!columns.in_place()) align();
+    const int32_t temporary = code_.slots;
     for (int32_t k = 0; k < terms_; ++k)
       places_.push_back(columns.in_place(k) ? 2 * row(begin)[k] + columns.step[k] : 2 * gathered(begin, end, k) + 1);
     if (!gathered_.empty()) {
-      append({Op::gather, code_.slots, int32_t(gathered_.size()), 1, 0}, gathered_);
+      append({Op::gather, temporary, int32_t(gathered_.size()), 1, 0}, gathered_);
       allocate(int32_t(gathered_.size()));
     }
     Instruction next{group.op, out + begin, end - begin, terms_, 0};
@@ -189,12 +192,9 @@ class Emitter {
         next.rows &= (places_[k] & 1) && !(places_[k + 1] & 1);
       }
     }
-    if (begin > 0 && next.rows) {  // not the first of its group
+    if (begin > 0) {  // not the first of its group, so independent of the one before
       Instruction& last = code_.instructions.back();
-      last.with_next = last.rows && last.count == next.count && last.terms == next.terms && !paired_;
-      paired_ = last.with_next;
-    } else {
-      paired_ = false;
+      last.with_next = last.rows && next.rows && last.count == next.count && last.terms == next.terms;
     }
     append(next, places_);
   }
@@ -219,16 +219,20 @@ class Emitter {
   }
 
   void append(Instruction instruction, const std::vector<int32_t>& args) {
+    if (code_.args.size() + args.size() > INT32_MAX) fail("compile: expected fewer than 2^31 operands");
     instruction.args = int32_t(code_.args.size());
     code_.args.insert(code_.args.end(), args.begin(), args.end());
     code_.instructions.push_back(instruction);
   }
 
-  int32_t allocate(int32_t count) {  // rows start at multiples of 8 slots, a cache line
+  int32_t allocate(int32_t count) {
+    if (count >= 8) align();
+    if (int64_t{code_.slots} + count > (1 << 30) - 8) fail("compile: expected fewer than 2^30 results");
     const int32_t slot = code_.slots;
-    code_.slots += (count + 7) / 8 * 8;
+    code_.slots += count;
     return slot;
   }
+  void align() { code_.slots = (code_.slots + 7) / 8 * 8; }  // to a cache line
 
   const Tape& work_;
   Code& code_;
@@ -236,7 +240,6 @@ class Emitter {
   std::vector<int32_t> rows_;  // (operations, terms): slots of the operands
   Columns columns_[2];         // of a stretch, of the whole group
   std::vector<int32_t> ends_, places_, gathered_;
-  bool paired_ = false;  // the last instruction belongs to the one before it
   struct Copy {
     int32_t slot;
     size_t begin, count;  // of what is in copied_

@@ -1,8 +1,12 @@
 // Errors: one line that says where, what was expected and what was found.
 #pragma once
 
+#include <charconv>
+#include <cmath>
+#include <concepts>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 
 namespace dense {
 
@@ -11,12 +15,28 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Throws Error with all arguments written one after the other.
+// Throws Error with all arguments written one after the other, floating-point numbers with as many digits as they need.
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream text;
-  (text << ... << parts);
+  const auto write = [&]<class Part>(const Part& part) {
+    if constexpr (std::floating_point<Part>) {
+      char digits[32];
+      text << (std::isnan(part) ? "nan" : std::string(digits, std::to_chars(digits, digits + 32, part).ptr));
+    } else {
+      text << part;
+    }
+  };
+  (write(parts), ...);
   throw Error(text.str());
+}
+
+// Throws Error unless the field of a config is `least` or more, or for a floating-point number above it.
+template <class T, class Least>
+void check_field(const std::string& name, T value, Least least) {
+  if (std::integral<T> && value < T(least)) fail("--", name, ": expected ", least, " or more, got ", value);
+  if (std::floating_point<T> && !(value > T(least)))
+    fail("--", name, ": expected a number above ", least, ", got ", value);
 }
 
 }  // namespace dense

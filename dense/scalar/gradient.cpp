@@ -25,7 +25,8 @@ bool differentiable(Op op, int k) {
   }
 }
 
-// A place where a node is read: by `reader`, with local derivative `weight`. A weight below 0 stands for the derivative by the
+// A place where a node is read: by `reader`, with local derivative `weight`. Readers from the number of nodes on stand
+// for the outputs, whose gradients are the seeds. A weight below 0 stands for the derivative by the
 // reader's operand ~weight, which is recorded when the reader's turn comes.
 struct Edge {
   int32_t weight, reader;
@@ -53,9 +54,10 @@ Order depth_first(const Tape& tape, std::span<const int32_t> outputs, std::span<
   Order order;
   order.end.assign(n, 0);
   for (int32_t x : tape.all_operands()) ++order.end[x];
+  for (int32_t x : outputs) ++order.end[x];
   std::partial_sum(order.end.begin(), order.end.end(), order.end.begin());
   order.begin = order.end;
-  order.edges.resize(tape.all_operands().size());
+  order.edges.resize(tape.all_operands().size() + outputs.size());
   const auto edge = [&](int32_t x, int32_t weight, int32_t reader) {  // from the last to the first
     if (state[x] != State::passive) order.edges[--order.begin[x]] = {weight, reader};
   };
@@ -99,6 +101,7 @@ Order depth_first(const Tape& tape, std::span<const int32_t> outputs, std::span<
     }
   }
   std::reverse(order.nodes.begin(), order.nodes.end());
+  for (size_t o = outputs.size(); o-- > 0;) edge(outputs[o], one, int32_t(n + o));  // seeds come first
   return order;
 }
 
@@ -106,8 +109,8 @@ Order depth_first(const Tape& tape, std::span<const int32_t> outputs, std::span<
 
 Gradient record_gradient(Tape& tape, std::span<const int32_t> outputs, std::span<const int32_t> seeds,
                          std::span<const int32_t> wrt) {
-  const size_t n = tape.nodes().size();
   const int32_t one = tape.constant(1).id(), minus_one = tape.constant(-1).id();
+  const size_t n = tape.nodes().size();
   const Order order = depth_first(tape, outputs, wrt, one);
   Gradient result;
   result.owner.resize(n);
@@ -121,6 +124,7 @@ Gradient record_gradient(Tape& tape, std::span<const int32_t> outputs, std::span
     return v.tape() || std::abs(v.number()) != 1 ? tape.place(v) : v.number() == 1 ? one : minus_one;
   };
   std::vector<int32_t> grad(n, none);
+  grad.insert(grad.end(), seeds.begin(), seeds.end());
   std::vector<std::array<int32_t, 3>> partials(n);  // of nodes with a fixed number of operands
   std::vector<std::vector<int32_t>> chosen(n);      // of an index: equal(index, i) for each i
   const auto local = [&](int32_t reader, int32_t k) {
@@ -133,8 +137,6 @@ Gradient record_gradient(Tape& tape, std::span<const int32_t> outputs, std::span
       tape.operand(gradient);
       sum &= weight == one;
     };
-    for (size_t o = 0; o < outputs.size(); ++o)
-      if (outputs[o] == x) term(one, seeds[o]);
     for (int32_t e = order.begin[x]; e < order.end[x]; ++e) {
       const auto [weight, reader] = order.edges[e];
       term(weight >= 0 ? weight : local(reader, ~weight), grad[reader]);

@@ -1,6 +1,5 @@
 #include "dense/scalar/passes.h"
 
-#include <algorithm>
 #include <array>
 #include <bit>
 #include <numeric>

@@ -55,6 +55,7 @@ struct Program::Parts {
 
   mutable std::mutex mutex;
   mutable std::vector<Memory> free_one, free_block;  // memory of runs that ended, for one lane and for a block
+  mutable size_t made = 0;                           // memories, in use or free
 
   Memory memory(int width) const {
     {
@@ -65,6 +66,8 @@ struct Program::Parts {
         free.pop_back();
         return memory;
       }
+      ++made;
+      free.reserve(made);  // so that giving back cannot fail
     }
     const size_t size = size_t(code.slots) * width + slack;
     Memory memory(static_cast<double*>(::operator new[](size * sizeof(double), std::align_val_t(64))));
@@ -155,11 +158,12 @@ Program Tape::compile(std::span<const Var> outputs, std::span<const Var> wrt) co
 
 void Program::run(const Batch& batch) const {
   const Parts& p = *parts_;
-  const size_t lanes = size_t(batch.lanes), width = lanes == 1 ? 1 : size_t(p.block);
+  const size_t lanes = size_t(batch.lanes), width = lanes < 8 ? 1 : size_t(p.block);  // a vector wants to be full
   if (batch.lanes < 1) fail("run: lanes: expected 1 or more, got ", batch.lanes);
   expect("inputs", batch.inputs.size(), p.inputs, batch.lanes);
   if (!batch.shared.empty()) expect("shared", batch.shared.size(), p.shared.size(), 1);
-  if (!batch.seeds.empty() || p.seeds) expect("seeds", batch.seeds.size(), p.seeds, batch.lanes);
+  const bool backward = !batch.grads.empty() || !batch.shared_grads.empty();
+  if (!batch.seeds.empty() || (p.seeds && backward)) expect("seeds", batch.seeds.size(), p.seeds, batch.lanes);
   if (!batch.values.empty()) expect("values", batch.values.size(), p.outputs, batch.lanes);
   if (!batch.grads.empty()) expect("grads", batch.grads.size(), p.wrt, batch.lanes);
   if (!batch.shared_grads.empty()) expect("shared_grads", batch.shared_grads.size(), p.shared_wrt, 1);
@@ -188,7 +192,7 @@ void Program::run(const Batch& batch) const {
           std::copy_n(memory + size_t(copy.slot + i) * width, here, rows.data() + size_t(copy.to + i) * lanes + lane);
     };
     read(batch.inputs, size_t(p.inputs), 0);
-    read(batch.seeds, size_t(p.seeds), size_t(p.inputs));
+    if (!batch.seeds.empty()) read(batch.seeds, size_t(p.seeds), size_t(p.inputs));
     p.execute(p.code, memory, int(width));
     write(batch.values, p.values);
     write(batch.grads, p.grads);
@@ -196,8 +200,8 @@ void Program::run(const Batch& batch) const {
     for (const Copy& copy : p.shared_grads) {
       const double* from = memory + size_t(copy.slot) * width;
       double* total = batch.shared_grads.data() + copy.to;
-      if (width == 1) std::copy_n(from, copy.length, total);
-      for (int32_t i = 0; i < copy.length && width > 1; ++i)
+      if (lanes == 1) std::copy_n(from, copy.length, total);
+      for (int32_t i = 0; i < copy.length && lanes > 1; ++i)
         total[i] = std::accumulate(from + i * width, from + i * width + here, lane == 0 ? 0.0 : total[i]);
     }
   }

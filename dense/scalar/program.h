@@ -22,9 +22,10 @@ class Program {
     int lanes = 1;
   };
 
-  // Runs forward and, where it was compiled with wrt, backward. Allocates nothing after the first run with one lane and
-  // the first with several. May be called from several threads at once. values and grads may be the memory that inputs
-  // are in, row for row. Throws Error for spans of another length and for an `at` beyond its operands.
+  // Runs forward and, where it was compiled with wrt, backward. Allocates nothing after the first run with few lanes and
+  // the first with many. May be called from several threads at once. values and grads may be the memory that inputs are
+  // in, row for row. Throws Error for spans of another length, before anything is written, and for an `at` beyond its
+  // operands, when lanes before that one may have been written.
   void run(const Batch& batch) const;
 
   int instructions() const;  // one for many operations of one kind

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "dense/scalar/error.h"
+
 namespace dense {
 
 namespace {
@@ -12,11 +14,7 @@ using X = const double*;
 using V = const Var*;
 using Partials = std::array<Var, 3>;
 
-// C's pow itself: where compilers see the exponent they put x * x or 1 / x, whose last bit differs now and then.
-double c_pow(double x, double exponent) {
-  const volatile double unseen = exponent;
-  return std::pow(x, unseen);
-}
+bool is_zero(Var x) { return !x.tape() && x.number() == 0; }
 
 double in_order(X x, int n) {
   double total = 0;
@@ -41,7 +39,7 @@ constexpr Rule rules[] = {
   {Op::mul,        "mul",        2, [](X x, int) { return x[0] * x[1]; },             [](V x, Var) -> Partials { return {x[1], x[0]}; }},
   {Op::div,        "div",        2, [](X x, int) { return x[0] / x[1]; },             [](V x, Var y) -> Partials { return {1 / x[1], -(y / x[1])}; }},
   {Op::neg,        "neg",        1, [](X x, int) { return -x[0]; },                   [](V, Var) -> Partials { return {-1}; }},
-  {Op::pow,        "pow",        2, [](X x, int) { return c_pow(x[0], x[1]); },    [](V x, Var y) -> Partials { return {x[1] * pow(x[0], x[1] - 1), x[1].tape() ? where(x[0] > 0, y * log(x[0]), 0) : 0}; }},
+  {Op::pow,        "pow",        2, [](X x, int) { return c_pow(x[0], x[1]); },    [](V x, Var y) -> Partials { return {is_zero(x[1]) ? 0 : x[1] * pow(x[0], x[1] - 1), x[1].tape() ? where(x[0] > 0, y * log(x[0]), 0) : 0}; }},
   {Op::exp,        "exp",        1, [](X x, int) { return std::exp(x[0]); },          [](V, Var y) -> Partials { return {y}; }},
   {Op::log,        "log",        1, [](X x, int) { return std::log(x[0]); },          [](V x, Var) -> Partials { return {1 / x[0]}; }},
   {Op::log1p,      "log1p",      1, [](X x, int) { return std::log1p(x[0]); },        [](V x, Var) -> Partials { return {1 / (1 + x[0])}; }},
@@ -64,7 +62,7 @@ constexpr Rule rules[] = {
   {Op::where,      "where",      3, [](X x, int) { return x[0] != 0 ? x[1] : x[2]; }, [](V x, Var) -> Partials { return {0, where(x[0], 1, 0), equal(x[0], 0)}; }},
   {Op::sum,        "sum",        any_number, in_order,                                nullptr},  // dy/dx[i] = 1
   {Op::dot,        "dot",        any_number, products_in_order,                       nullptr},  // dy/da[i] = b[i], dy/db[i] = a[i]
-  {Op::at,         "at",         any_number, [](X x, int) { return x[1 + int(x[0])]; },  nullptr},  // dy/dx[i] = equal(index, i); operands index, x[0], ...
+  {Op::at,         "at",         any_number, [](X x, int n) { return x[1 + checked_index(x[0], n - 1)]; },  nullptr},  // dy/dx[i] = equal(index, i); operands index, x[0], ...
   {Op::peak,       "peak",       any_number, [](X x, int n) { return *std::max_element(x, x + n); },  nullptr},  // the largest, counted as a constant
   {Op::softmax,    "softmax",    any_number, nullptr,                                 nullptr},  // by its formula, see lower() in passes.cpp
   {Op::gather,     "gather",     1, [](X x, int) { return x[0]; },                    nullptr},
@@ -84,5 +82,16 @@ static_assert(in_order_of_ops());
 }  // namespace
 
 const Rule& rule(Op op) { return rules[int(op)]; }
+
+double c_pow(double x, double exponent) {
+  const volatile double unseen = exponent;
+  return std::pow(x, unseen);
+}
+
+size_t checked_index(double index, size_t n) {
+  if (!(index >= 0 && index < double(n) && index == std::floor(index)))
+    fail("at: expected an index below ", n, ", got ", index);
+  return size_t(index);
+}
 
 }  // namespace dense

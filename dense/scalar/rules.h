@@ -9,9 +9,9 @@ namespace dense {
 
 inline constexpr int any_number = -1;  // arity of sum, dot, ...: the node says how many
 
-// One row per Op. `value` of n operands is exact mode's definition: C's functions, sums in order. `partials` records
-// dy/dx for each of up to three operands, given the operands x and the result y; null where it is in no operand's way
-// or, for any number of operands, where gradient.cpp has it.
+// One row per Op. `value` of n operands is what exact programs compute: C's functions, sums in order. `partials` records
+// dy/dx for each of up to three operands, given the operands x and the result y; null where no gradient flows and for
+// operations on any number of operands, whose derivatives gradient.cpp has.
 struct Rule {
   Op op;
   const char* name;
@@ -21,5 +21,12 @@ struct Rule {
 };
 
 const Rule& rule(Op op);
+
+// C's pow(x, exponent) itself: where compilers see the exponent they put x * x or 1 / x, whose last bit differs now and
+// then.
+double c_pow(double x, double exponent);
+
+// `index` as one of 0, 1, ..., n - 1; throws Error where it is none.
+size_t checked_index(double index, size_t n);
 
 }  // namespace dense

@@ -1,9 +1,9 @@
 #include "dense/scalar/tape.h"
 
-#include <array>
 #include <limits>
 
 #include "dense/scalar/error.h"
+#include "dense/scalar/program.h"
 #include "dense/scalar/rules.h"
 
 namespace dense {
@@ -53,11 +53,6 @@ int32_t Tape::place(Var v) {
   return v.id();
 }
 
-void Tape::operand_elsewhere(Var v) {
-  if (v.tape()) keep(0);  // place() throws, the operation will not be
-  operands_.push_back(place(v));
-}
-
 int32_t Tape::record(Op op, int outputs) {
   if (operands_.size() > most) fail("tape: expected fewer than 2^31 operands");
   const auto first = int32_t(recorded_), count = int32_t(operands_.size() - recorded_);
@@ -73,7 +68,11 @@ int32_t Tape::record(Op op, std::initializer_list<int32_t> places) {
 }
 
 Var record(Op op, std::span<const Var> x) {
+  const int arity = rule(op).arity;
+  if (arity != any_number && x.size() != size_t(arity))
+    fail(rule(op).name, ": expected ", arity, " operands, got ", x.size());
   if (Tape* tape = tape_of(x)) {
+    tape->keep(0);  // of an operation that failed halfway
     for (Var v : x) tape->operand(v);
     return {tape, tape->record(op)};
   }
@@ -88,6 +87,7 @@ Var dot(std::span<const Var> a, std::span<const Var> b) {
   if (a.size() != b.size()) fail("dot: expected two rows of one length, got ", a.size(), " and ", b.size());
   Tape* const tape = tape_of(a) ? tape_of(a) : tape_of(b);
   if (tape) {
+    tape->keep(0);
     for (size_t i = 0; i < a.size(); ++i) tape->operand(a[i]), tape->operand(b[i]);
     return {tape, tape->record(Op::dot)};
   }
@@ -97,9 +97,7 @@ Var dot(std::span<const Var> a, std::span<const Var> b) {
 }
 
 Var at(std::span<const Var> x, Var index) {
-  if (!index.tape() &&
-      !(index.number() >= 0 && index.number() < double(x.size()) && index.number() == int(index.number())))
-    fail("at: expected an index from 0 to ", double(x.size()) - 1, ", got ", index.number());
+  if (!index.tape()) checked_index(index.number(), x.size());
   std::vector<Var> operands{index};
   operands.insert(operands.end(), x.begin(), x.end());
   return record(Op::at, operands);
@@ -109,16 +107,17 @@ std::vector<Var> softmax(std::span<const Var> x) {
   if (x.empty()) fail("softmax: expected one operand or more, got none");
   std::vector<Var> y(x.size());
   if (Tape* tape = tape_of(x)) {
+    tape->keep(0);
     for (Var v : x) tape->operand(v);
     const int32_t first = tape->record(Op::softmax, int(x.size()));
     for (size_t i = 0; i < y.size(); ++i) y[i] = {tape, first + int32_t(i)};
     return y;
   }
-  const Var m = record(Op::peak, x);
-  for (size_t i = 0; i < y.size(); ++i) y[i] = exp(x[i] - m);
-  const Var scale = pow(sum(y), -1);
-  for (Var& v : y) v *= scale;
-  return y;
+  Tape numbers;
+  for (size_t i = 0; i < y.size(); ++i) y[i] = numbers.constant(x[i].number());
+  std::vector<double> values(x.size());
+  numbers.compile(softmax(y)).run({.values = values});
+  return {values.begin(), values.end()};
 }
 
 }  // namespace dense

@@ -78,20 +78,22 @@ class Tape {
   Program compile(std::initializer_list<Var> outputs, std::span<const Var> wrt = {}) const;
   Program compile(std::initializer_list<Var> outputs, std::initializer_list<Var> wrt) const;
 
+  // From here on for the compiler's passes. A place is the number of a node.
   const std::vector<Node>& nodes() const { return nodes_; }
   std::span<const int32_t> operands(const Node& node) const {
     return {operands_.data() + node.first, size_t(node.count)};
   }
-  std::span<const int32_t> operands(int32_t id) const { return operands(nodes_[id]); }
-  double constant_value(const Node& node) const { return constants_[node.index]; }
+  std::span<const int32_t> operands(int32_t place) const { return operands(nodes_[place]); }
   const std::vector<int32_t>& all_operands() const { return operands_; }  // of all operations in order
+  double constant_value(const Node& node) const { return constants_[node.index]; }
   int inputs() const { return inputs_; }
   const std::vector<double>& shared_values() const { return shared_; }
 
-  // Appends an operation: first each of its operands, then what it is. Of an operation with several outputs record
-  // returns the first; the others follow it. The functions below are the way to call these. Throw Error for an operand
-  // of another tape and at 2^31 operations or operands.
-  void operand(Var v) { v.tape() == this ? operands_.push_back(v.id()) : operand_elsewhere(v); }
+  // The place of a Var of this tape; a number gets one. Throws Error for a Var of another tape.
+  int32_t place(Var v);
+  // An operation is recorded after its operands were given one by one. Of one with several outputs record returns the
+  // first; the others follow it. Throws Error at 2^31 operations or operands.
+  void operand(Var v) { operands_.push_back(v.tape() == this ? v.id() : place(v)); }
   void operand(int32_t place) { operands_.push_back(place); }
   std::span<int32_t> pending() { return std::span(operands_).subspan(recorded_); }  // operands not yet recorded
   void keep(size_t count) { operands_.resize(recorded_ + count); }                  // of those the first
@@ -99,14 +101,11 @@ class Tape {
   int32_t record(Op op, std::initializer_list<int32_t> places);
   // Makes room, so that recording moves nothing.
   void reserve(size_t nodes, size_t operands);
-  // Reads every operand x as same[x] from now on; same[x] <= x or a constant.
+  // Reads every operand x as same[x] from now on.
   void redirect(std::span<const int32_t> same);
-  // The place of a Var of this tape; a number gets one. Throws Error for a Var of another tape.
-  int32_t place(Var v);
 
  private:
   int32_t append(Node node);
-  void operand_elsewhere(Var v);
 
   std::vector<Node> nodes_;
   std::vector<int32_t> operands_;
@@ -115,7 +114,8 @@ class Tape {
   int inputs_ = 0;
 };
 
-// Records op on the tape of its operands; of numbers alone it computes the number. Throws Error for two tapes.
+// Records op on the tape of its operands; of numbers alone it computes the number. Throws Error for operands of two
+// tapes and for a wrong number of operands.
 Var record(Op op, std::span<const Var> operands);
 inline Var record(Op op, std::initializer_list<Var> x) { return record(op, std::span(x.begin(), x.size())); }
 
@@ -153,7 +153,8 @@ inline Var operator>(Var a, Var b) { return record(Op::less, {b, a}); }
 inline Var operator<=(Var a, Var b) { return record(Op::less_equal, {a, b}); }
 inline Var operator>=(Var a, Var b) { return record(Op::less_equal, {b, a}); }
 inline Var equal(Var a, Var b) { return record(Op::equal, {a, b}); }
-// a where condition is not 0, else b.
+// a where condition is not 0, else b. The other one's derivative is multiplied by 0, which a derivative of infinity
+// survives: write where(x > 0, log(where(x > 0, x, 1)), 0).
 inline Var where(Var condition, Var a, Var b) { return record(Op::where, {condition, a, b}); }
 
 // 0 + x[0] + x[1] + ..., in this order.
