@@ -49,7 +49,8 @@ std::vector<int32_t> counting_sort(std::span<const int32_t> ids, std::span<const
   return sorted;
 }
 
-Schedule schedule(const Tape& work, std::span<const int32_t> owner, std::span<const int32_t> results) {
+Schedule schedule(const Tape& work, std::span<const int32_t> level, std::span<const int32_t> owner,
+                  std::span<const int32_t> results) {
   const auto n = int32_t(work.nodes().size());
   Schedule result;
   std::vector<Live>& live = result.live;
@@ -67,12 +68,6 @@ Schedule schedule(const Tape& work, std::span<const int32_t> owner, std::span<co
   }
   ids = counting_sort(ids, key);
 
-  std::vector<int32_t> level(n, 0);  // one more than the highest operand's
-  for (int32_t y = 0; y < n; ++y) {
-    int32_t highest = -1;
-    for (int32_t x : work.operands(y)) highest = std::max(highest, level[x]);
-    level[y] = highest + 1;
-  }
   // a group: neighbours in the order of level, then kind and number of operands; where two groups share a key they mix and
   // fall into more instructions, no worse
   std::vector<int32_t> shape(n);
@@ -250,7 +245,8 @@ class Emitter {
 
 }  // namespace
 
-Code generate(const Tape& work, std::span<const int32_t> owner, std::span<const int32_t> results) {
+Code generate(const Tape& work, std::span<const int32_t> level, std::span<const int32_t> owner,
+              std::span<const int32_t> results) {
   Code code;
   code.slot_of.assign(work.nodes().size(), none);
   code.first_shared = (work.inputs() + 7) / 8 * 8;
@@ -258,7 +254,7 @@ Code generate(const Tape& work, std::span<const int32_t> owner, std::span<const 
   for (int32_t i = 0; i < int32_t(work.shared_values().size()); ++i)
     code.slot_of[work.inputs() + i] = code.first_shared + i;
   code.slots = code.first_shared + int32_t(work.shared_values().size() + 7) / 8 * 8;
-  const Schedule plan = schedule(work, owner, results);
+  const Schedule plan = schedule(work, level, owner, results);
   for (size_t y = 0; y < work.nodes().size(); ++y)
     if (work.nodes()[y].op == Op::constant && plan.live[y] == Live::yes) {
       code.constants.push_back({code.slots, work.constant_value(work.nodes()[y])});

@@ -26,8 +26,9 @@ struct Code {
   static constexpr int32_t none = -1;
 };
 
-// Code that computes `results`, places of a lowered tape. `owner` is from record_gradient, or empty: the gradients of
-// neighbours are made neighbours.
-Code generate(const Tape& work, std::span<const int32_t> owner, std::span<const int32_t> results);
+// Code that computes `results`, places of a lowered tape. `level` is from simplify: operations of one level do not depend
+// on each other. `owner` is from record_gradient, or empty: the gradients of neighbours are made neighbours.
+Code generate(const Tape& work, std::span<const int32_t> level, std::span<const int32_t> owner,
+              std::span<const int32_t> results);
 
 }  // namespace dense

@@ -1,5 +1,6 @@
 #include "dense/scalar/passes.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <numeric>
@@ -62,9 +63,9 @@ std::vector<int32_t> lower(const Tape& tape, std::span<const Var> outputs, int s
   return result;
 }
 
-std::vector<int32_t> simplify(Tape& work) {
+Simplified simplify(Tape& work) {
   const auto n = int32_t(work.nodes().size());
-  std::vector<int32_t> same(n);
+  std::vector<int32_t> same(n), level(n, 0);
   std::iota(same.begin(), same.end(), 0);
   std::vector<int32_t> table(std::bit_ceil(2 * size_t(n) + 2), none);  // open addressing
   const auto key = [&](int32_t id) {
@@ -72,23 +73,25 @@ std::vector<int32_t> simplify(Tape& work) {
     std::array<uint64_t, 3> k = {uint64_t(node.op), 0, 0};
     if (node.op == Op::constant) k[1] = std::bit_cast<uint64_t>(work.constant_value(node));
     const auto x = work.operands(node);
-    for (size_t i = 0; i < x.size(); ++i) (i < 2 ? k[1] : k[2]) |= uint64_t(same[x[i]]) << 32 * (i % 2);
+    for (size_t i = 0; i < x.size(); ++i) (i < 2 ? k[1] : k[2]) |= uint64_t(x[i]) << 32 * (i % 2);
     return k;
   };
   for (int32_t y = 0; y < n; ++y) {
     const Node node = work.nodes()[y];
+    int32_t highest = -1;
+    for (int32_t& x : work.operands_to_change(y)) x = same[x], highest = std::max(highest, x < n ? level[x] : 0);
+    level[y] = highest + 1;
     if (node.op == Op::input || node.op == Op::shared || node.count > 3 || rule(node.op).arity == any_number) continue;
     if (node.count > 0) {
       std::array<double, 3> numbers{};
       bool constant = true;
       for (int k = 0; k < node.count && constant; ++k) {
-        const Node& x = work.nodes()[same[work.operands(node)[k]]];
+        const Node& x = work.nodes()[work.operands(node)[k]];
         constant = x.op == Op::constant;
         if (constant) numbers[k] = work.constant_value(x);
       }
       if (constant) {
         same[y] = work.constant(rule(node.op).value(numbers.data(), node.count)).id();
-        same.push_back(same[y]);
         continue;
       }
     }
@@ -104,8 +107,8 @@ std::vector<int32_t> simplify(Tape& work) {
       break;
     }
   }
-  work.redirect(same);
-  return same;
+  level.resize(work.nodes().size(), 0);
+  return {std::move(same), std::move(level)};
 }
 
 }  // namespace dense

@@ -9,8 +9,13 @@ namespace dense {
 // `seeds` more, then all shared inputs. Returns the places of the outputs; numbers among them get one.
 std::vector<int32_t> lower(const Tape& tape, std::span<const Var> outputs, int seeds, Tape& work);
 
-// Finds for each node the first that has the same bits, and has all operations read that one: operations on constants
-// become constants, and an operation with up to three operands that was recorded before is that one.
-std::vector<int32_t> simplify(Tape& work);
+struct Simplified {
+  std::vector<int32_t> same;   // for each node the first that has the same bits
+  std::vector<int32_t> level;  // the longest way to an input or constant, in operations
+};
+
+// Has all operations read the first node that has the same bits: operations on constants become constants, and an
+// operation with up to three operands that was recorded before is that one.
+Simplified simplify(Tape& work);
 
 }  // namespace dense

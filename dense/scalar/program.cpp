@@ -132,10 +132,10 @@ Program Tape::compile(std::span<const Var> outputs, std::span<const Var> wrt) co
     gradient = record_gradient(work, results, seeds, inputs);
     results.insert(results.end(), gradient.places.begin(), gradient.places.end());
   }
-  const std::vector<int32_t> same = simplify(work);
-  for (int32_t& y : results) y = same[y];
+  const Simplified simplified = simplify(work);
+  for (int32_t& y : results) y = simplified.same[y];
   gradient.owner.resize(gradient.owner.empty() ? 0 : work.nodes().size(), Code::none);
-  parts->code = generate(work, gradient.owner, results);
+  parts->code = generate(work, simplified.level, gradient.owner, results);
   parts->execute = best_execute();
 
   std::vector<int32_t> values, grads, shared_grads;
@@ -150,8 +150,8 @@ Program Tape::compile(std::span<const Var> outputs, std::span<const Var> wrt) co
   parts->values = copies(values);
   parts->grads = copies(grads);
   parts->shared_grads = copies(shared_grads);
-  // memory for a block of lanes stays in the second level cache where it can
-  parts->block = int(std::clamp<size_t>((1 << 16) / size_t(parts->code.slots + 1), 1, 8) * 8);
+  // lanes of a block: enough to hide the cost of an instruction, few enough for 1 MB of memory, half a second level cache
+  parts->block = int(std::clamp<size_t>((1 << 14) / size_t(parts->code.slots + 1), 1, 16) * 8);
   parts->give_back(parts->memory(1), 1);
   return Program(std::move(parts));
 }

@@ -43,10 +43,6 @@ void Tape::reserve(size_t nodes, size_t operands) {
   operands_.reserve(operands);
 }
 
-void Tape::redirect(std::span<const int32_t> same) {
-  for (int32_t& x : operands_) x = same[x];
-}
-
 int32_t Tape::place(Var v) {
   if (!v.tape()) return constant(v.number()).id();
   if (v.tape() != this) fail("tape: expected a Var of this tape, got Var ", v.id(), " of another");

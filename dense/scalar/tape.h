@@ -101,8 +101,9 @@ class Tape {
   int32_t record(Op op, std::initializer_list<int32_t> places);
   // Makes room, so that recording moves nothing.
   void reserve(size_t nodes, size_t operands);
-  // Reads every operand x as same[x] from now on.
-  void redirect(std::span<const int32_t> same);
+  std::span<int32_t> operands_to_change(int32_t place) {
+    return {operands_.data() + nodes_[place].first, size_t(nodes_[place].count)};
+  }
 
  private:
   int32_t append(Node node);
