@@ -9,10 +9,10 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <random>
 
 #include "dense/scalar/error.h"
+#include "tests/errors.h"
 
 using dense::documents, dense::read_documents, dense::to_utf8;
 using Docs = std::vector<std::u32string>;
@@ -25,15 +25,6 @@ namespace {
 const std::u32string spaces =
     U"\t\n\v\f\r\034\035\036\037 \205\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     U"\u2028\u2029\u202f\u205f\u3000";
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const dense::Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(Documents, AreTheLinesThatPythonReads) {
   const struct {

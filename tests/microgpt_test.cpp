@@ -12,6 +12,7 @@
 
 #include "cli/trace.h"
 #include "examples/microgpt.h"
+#include "tests/errors.h"
 
 namespace {
 
@@ -102,23 +103,19 @@ TEST(Microgpt, TrainingEndsWhenTheWatcherSaysSo) {
 }
 
 TEST(Microgpt, RefusesWhatCannotBe) {
-  const auto error_of = [](microgpt::Config config, const std::string& text) -> std::string {
-    try {
+  const auto error = [](const microgpt::Config& config, const std::string& text) {
+    return error_of([&] {
       microgpt::run(config, text.empty() ? std::vector<std::u32string>() : dense::documents(text, "text"), go_on,
                     nullptr);
-    } catch (const dense::Error& error) {
-      return error.what();
-    }
-    return "no error";
+    });
   };
   const std::string text = "ab\nba\n";
-  EXPECT_EQ(error_of({}, ""), "expected documents, got none");
-  EXPECT_EQ(error_of({.n_head = 0}, text), "--n_head: expected 1 or more, got 0");
-  EXPECT_EQ(error_of({.n_head = 3}, text), "--n_head: expected a divisor of n_embd 16, got 3");
-  EXPECT_EQ(error_of({.temperature = 0}, text), "--temperature: expected a number above 1e-100, got 0");
-  EXPECT_EQ(error_of({.n_layer = 1 << 20}, text),
-            "expected sizes that make at most 4194304 parameters, got 3221225824");
-  EXPECT_EQ(error_of({.learning_rate = 1e300}, text), "step 3: the loss is nan; try a smaller learning_rate");
+  EXPECT_EQ(error({}, ""), "expected documents, got none");
+  EXPECT_EQ(error({.n_head = 0}, text), "--n_head: expected 1 or more, got 0");
+  EXPECT_EQ(error({.n_head = 3}, text), "--n_head: expected a divisor of n_embd 16, got 3");
+  EXPECT_EQ(error({.temperature = 0}, text), "--temperature: expected a number above 1e-100, got 0");
+  EXPECT_EQ(error({.n_layer = 1 << 20}, text), "expected sizes that make at most 4194304 parameters, got 3221225824");
+  EXPECT_EQ(error({.learning_rate = 1e300}, text), "step 3: the loss is nan; try a smaller learning_rate");
 }
 
 }  // namespace

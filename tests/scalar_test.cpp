@@ -13,6 +13,7 @@
 
 #include "dense/dense.h"
 #include "tests/allocations.h"
+#include "tests/errors.h"
 #include "tests/micrograd.h"
 
 namespace {
@@ -32,15 +33,6 @@ uint64_t bits(double x) { return std::isnan(x) ? ~uint64_t{0} : std::bit_cast<ui
     if (bits(a[i]) != bits(b[i]))
       return ::testing::AssertionFailure() << "number " << i << ": " << std::hexfloat << a[i] << " and " << b[i];
   return ::testing::AssertionSuccess();
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const dense::Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 struct Outcome {

@@ -9,28 +9,7 @@
 
 namespace dense {
 
-namespace {
-
-constexpr int32_t none = -1;
-
-// exp(x - peak) * sum ** -1, operation by operation as Python's microgpt; outputs nobody reads stay out.
-void lower_softmax(std::span<const int32_t> x, const int32_t first, const std::vector<char>& live, Tape& work,
-                   std::vector<int32_t>& place) {
-  for (int32_t v : x) work.operand(place[v]);
-  const int32_t peak = work.record(Op::peak);
-  std::vector<int32_t> e;
-  for (int32_t v : x) e.push_back(work.record(Op::sub, {place[v], peak}));
-  for (int32_t& v : e) v = work.record(Op::exp, {v});
-  for (int32_t v : e) work.operand(v);
-  const int32_t total = work.record(Op::sum), minus_one = work.constant(-1).id();
-  std::vector<int32_t> scale(e.size(), none);
-  for (size_t i = 0; i < e.size(); ++i)
-    if (live[first + i]) scale[i] = work.record(Op::pow, {total, minus_one});
-  for (size_t i = 0; i < e.size(); ++i)
-    if (live[first + i]) place[first + i] = work.record(Op::mul, {e[i], scale[i]});
-}
-
-}  // namespace
+static constexpr int32_t none = -1;
 
 std::vector<int32_t> lower(const Tape& tape, std::span<const Var> outputs, int seeds, Tape& work) {
   const auto n = int32_t(tape.nodes().size());
@@ -52,7 +31,13 @@ std::vector<int32_t> lower(const Tape& tape, std::span<const Var> outputs, int s
       case Op::input: place[y] = node.index; break;
       case Op::shared: place[y] = work.inputs() + node.index; break;
       case Op::constant: place[y] = work.constant(tape.constant_value(node)).id(); break;
-      case Op::softmax: lower_softmax(tape.operands(node), y - node.index, live, work, place); break;
+      case Op::softmax: {
+        std::vector<Var> x;
+        for (int32_t operand : tape.operands(node)) x.push_back({&work, place[operand]});
+        const std::vector<Var> p = softmax_formula(x);
+        for (size_t i = 0; i < x.size(); ++i) place[y - node.index + i] = p[i].id();
+        break;
+      }
       default:
         for (int32_t x : tape.operands(node)) work.operand(place[x]);
         place[y] = work.record(node.op);

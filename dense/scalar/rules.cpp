@@ -64,7 +64,7 @@ constexpr Rule rules[] = {
   {Op::dot,        "dot",        any_number, products_in_order,                       nullptr},  // dy/da[i] = b[i], dy/db[i] = a[i]
   {Op::at,         "at",         any_number, [](X x, int n) { return x[1 + checked_index(x[0], n - 1)]; },  nullptr},  // dy/dx[i] = equal(index, i); operands index, x[0], ...
   {Op::peak,       "peak",       any_number, [](X x, int n) { return *std::max_element(x, x + n); },  nullptr},  // the largest, counted as a constant
-  {Op::softmax,    "softmax",    any_number, nullptr,                                 nullptr},  // by its formula, see lower() in passes.cpp
+  {Op::softmax,    "softmax",    any_number, nullptr,                                 nullptr},  // softmax_formula, below
   {Op::gather,     "gather",     1, [](X x, int) { return x[0]; },                    nullptr},
   {Op::reciprocal, "reciprocal", 1, [](X x, int) { return c_pow(x[0], -1); },    nullptr},
   {Op::root,       "root",       1, [](X x, int) { return c_pow(x[0], 0.5); },     nullptr},
@@ -86,6 +86,15 @@ const Rule& rule(Op op) { return rules[int(op)]; }
 double c_pow(double x, double exponent) {
   const volatile double unseen = exponent;
   return std::pow(x, unseen);
+}
+
+std::vector<Var> softmax_formula(std::span<const Var> x) {
+  const Var peak = record(Op::peak, x);
+  std::vector<Var> y;
+  for (Var v : x) y.push_back(exp(v - peak));
+  const Var total = sum(y);
+  for (Var& v : y) v = v * pow(total, -1);  // a power each: so do gradients accumulate in the original
+  return y;
 }
 
 size_t checked_index(double index, size_t n) {

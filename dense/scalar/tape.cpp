@@ -3,7 +3,6 @@
 #include <limits>
 
 #include "dense/scalar/error.h"
-#include "dense/scalar/program.h"
 #include "dense/scalar/rules.h"
 
 namespace dense {
@@ -101,19 +100,14 @@ Var at(std::span<const Var> x, Var index) {
 
 std::vector<Var> softmax(std::span<const Var> x) {
   if (x.empty()) fail("softmax: expected one operand or more, got none");
-  std::vector<Var> y(x.size());
-  if (Tape* tape = tape_of(x)) {
-    tape->keep(0);
-    for (Var v : x) tape->operand(v);
-    const int32_t first = tape->record(Op::softmax, int(x.size()));
-    for (size_t i = 0; i < y.size(); ++i) y[i] = {tape, first + int32_t(i)};
-    return y;
-  }
-  Tape numbers;
-  for (size_t i = 0; i < y.size(); ++i) y[i] = numbers.constant(x[i].number());
-  std::vector<double> values(x.size());
-  numbers.compile(softmax(y)).run({.values = values});
-  return {values.begin(), values.end()};
+  Tape* const tape = tape_of(x);
+  if (!tape) return softmax_formula(x);
+  tape->keep(0);
+  for (Var v : x) tape->operand(v);
+  const int32_t first = tape->record(Op::softmax, int(x.size()));
+  std::vector<Var> y;
+  for (size_t i = 0; i < x.size(); ++i) y.push_back({tape, first + int32_t(i)});
+  return y;
 }
 
 }  // namespace dense
