@@ -26,8 +26,8 @@ bool differentiable(Op op, int k) {
 }
 
 // A place where a node is read: by `reader`, with local derivative `weight`. Readers from the number of nodes on stand
-// for the outputs, whose gradients are the seeds. A weight below 0 stands for the derivative by the
-// reader's operand ~weight, which is recorded when the reader's turn comes.
+// for the outputs, whose gradients are the seeds. A weight below 0 stands for the derivative by the reader's operand
+// ~weight, which is recorded when the reader's turn comes.
 struct Edge {
   int32_t weight, reader;
 };

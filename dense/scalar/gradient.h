@@ -11,9 +11,10 @@
 namespace dense {
 
 struct Gradient {
-  std::vector<int32_t>
-      places;  // of d(sum of seed * output) / d(wrt), for each wrt; a constant 0 where nothing depends on it
-  std::vector<int32_t> owner;  // for each node of the tape: the node whose gradient it was recorded for, or itself
+  // Of d(sum of seed * output) / d(wrt), for each wrt; a constant 0 where nothing depends on it.
+  std::vector<int32_t> places;
+  // For each node of the tape: the node whose gradient it was recorded for, or itself.
+  std::vector<int32_t> owner;
 };
 
 // Appends the gradient to the tape, which holds no softmax (see passes.h). Time and memory are linear in the tape;
