@@ -30,7 +30,7 @@ struct Times {
   double all, replay;  // microseconds per step: of the whole training, of the median step
 };
 
-// Reading, shuffling and drawing the first weights are left out: they are timed in a run without steps.
+// What a run without steps does is left out: shuffling, the first weights, the list of parameters and Adam's program.
 Times time_run(::microgpt::Config config, const std::vector<std::u32string>& docs) {
   using Clock = std::chrono::steady_clock;
   const auto microseconds = [](Clock::duration d) { return std::chrono::duration<double, std::micro>(d).count(); };

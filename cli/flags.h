@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "cli/commands.h"
-#include "dense/scalar/error.h"
+#include "dense/io/config.h"
 
 namespace dense::cli {
 

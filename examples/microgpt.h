@@ -6,6 +6,7 @@
 // once for each document length, and replayed. T counts positions, C is n_embd, V the number of tokens.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <map>

@@ -622,6 +622,9 @@ TEST(Errors, SayWhatWasExpectedAndWhatCame) {
   EXPECT_EQ(value[0], 2);
 
   EXPECT_EQ(error_of([&] { record(dense::Op::add, Row{x}); }), "add: expected 2 operands, got 1");
+  for (const dense::Op op : {dense::Op::input, dense::Op::softmax, dense::Op::dot, dense::Op::at})
+    EXPECT_NE(error_of([&] { record(op, op == dense::Op::input || op == dense::Op::at ? Row{} : Row{x}); }),
+              "no error");
   const Isa isa("sse9");
   EXPECT_EQ(error_of([&] { tape.compile({x}); }), "DENSE_ISA: expected avx512, avx2 or portable, got sse9");
 }

@@ -66,6 +66,8 @@ Var record(Op op, std::span<const Var> x) {
   const int arity = rule(op).arity;
   if (arity != any_number && x.size() != size_t(arity))
     fail(rule(op).name, ": expected ", arity, " operands, got ", x.size());
+  if (!rule(op).value || (op == Op::dot && x.size() % 2) || (op == Op::at && x.empty()))
+    fail(rule(op).name, ": expected to be recorded by its own function");
   if (Tape* tape = tape_of(x)) {
     tape->keep(0);  // of an operation that failed halfway
     for (Var v : x) tape->operand(v);

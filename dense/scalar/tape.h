@@ -73,7 +73,7 @@ class Tape {
   // A program for the values of `outputs` and, for one output or seeded sums of several, the gradient with respect to
   // `wrt`, which are inputs of either kind. Numbers are those of the same arithmetic in Python: float64, C's functions,
   // sums in the order recorded, gradients accumulated as described in gradient.h. Time and memory are linear in the
-  // tape. Throws Error without outputs, for a Var of another tape, and for a wrt that is not an input.
+  // tape. Throws Error without outputs, for a Var of another tape, for a wrt that is not an input, and beyond 2^30 results.
   Program compile(std::span<const Var> outputs, std::span<const Var> wrt = {}) const;
   Program compile(std::initializer_list<Var> outputs, std::span<const Var> wrt = {}) const;
   Program compile(std::initializer_list<Var> outputs, std::initializer_list<Var> wrt) const;
@@ -115,8 +115,8 @@ class Tape {
   int inputs_ = 0;
 };
 
-// Records op on the tape of its operands; of numbers alone it computes the number. Throws Error for operands of two
-// tapes and for a wrong number of operands.
+// Records op on the tape of its operands; of numbers alone it computes the number. The functions below say what each op
+// means. Throws Error for operands of two tapes, a wrong number of them, and an op that only its function can record.
 Var record(Op op, std::span<const Var> operands);
 inline Var record(Op op, std::initializer_list<Var> x) { return record(op, std::span(x.begin(), x.size())); }
 
