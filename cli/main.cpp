@@ -27,6 +27,7 @@ struct Command {
 constexpr Command commands[] = {
     {"microgpt", "train Karpathy's microgpt, a GPT on scalars, with Python's numbers", microgpt_command},
     {"bench microgpt", "how fast microgpt trains", bench_microgpt_command},
+    {"bench scalar", "how fast recorded graphs run, beside a C interpreter", bench_scalar_command},
 };
 
 int help() {

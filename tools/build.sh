@@ -43,7 +43,7 @@ build() {
   # Of what Ninja says, one short line per file built and the errors are kept.
   ninja -C "$folder" "$target" 2>&1 9>&- | sed -uE >&2 \
     -e '/^ninja: (no work to do|Entering directory)|^\[[0-9/]+\] Re-|^-- /d' \
-    -e 's|^(\[[0-9/]+\]) Building CXX object .*\.dir/(.*)\.o$|\1 \2|'
+    -e 's|^(\[[0-9/]+\]) Building (CXX|C) object .*\.dir/(.*)\.o$|\1 \3|'
   local result=${PIPESTATUS[0]}
   exec 9>&-
   return "$result"

@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "dense/scalar/error.h"
+#include "dense/scalar/passes.h"
 #include "dense/scalar/rules.h"
 
 namespace dense {
@@ -27,27 +28,7 @@ struct Schedule {
   std::vector<int32_t> order;
 };
 
-// pow with a constant exponent that has a kernel of its own
-Op kind(const Tape& work, const Node& node) {
-  if (node.op != Op::pow) return node.op;
-  const Node& exponent = work.nodes()[work.operands(node)[1]];
-  if (exponent.op != Op::constant) return Op::pow;
-  const double e = work.constant_value(exponent);
-  return e == -1 ? Op::reciprocal : e == 0.5 ? Op::root : e == 2 ? Op::square : Op::pow;
-}
-
 int32_t terms(Op kind, const Node& node) { return rule(kind).arity == any_number ? node.count : rule(kind).arity; }
-
-// The ids in order of their keys, equal keys in the order they had.
-std::vector<int32_t> counting_sort(std::span<const int32_t> ids, std::span<const int32_t> keys) {
-  int32_t last = 0;
-  for (int32_t i : ids) last = std::max(last, keys[i]);
-  std::vector<int32_t> start(size_t(last) + 2, 0), sorted(ids.size());
-  for (int32_t i : ids) ++start[keys[i] + 1];
-  std::partial_sum(start.begin(), start.end(), start.begin());
-  for (int32_t i : ids) sorted[start[keys[i]]++] = i;
-  return sorted;
-}
 
 Schedule schedule(const Tape& work, std::span<const int32_t> level, std::span<const int32_t> owner,
                   std::span<const int32_t> results) {

@@ -15,20 +15,26 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Throws Error with all arguments written one after the other, floating-point numbers with as many digits as they need.
+// All arguments written one after the other, floating-point numbers with as many digits as they need.
 template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream text;
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
   const auto write = [&]<class Part>(const Part& part) {
     if constexpr (std::floating_point<Part>) {
       char digits[32];
-      text << (std::isnan(part) ? "nan" : std::string(digits, std::to_chars(digits, digits + 32, part).ptr));
+      out << (std::isnan(part) ? "nan" : std::string(digits, std::to_chars(digits, digits + 32, part).ptr));
     } else {
-      text << part;
+      out << part;
     }
   };
   (write(parts), ...);
-  throw Error(text.str());
+  return out.str();
+}
+
+// Throws Error with this text.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  throw Error(text(parts...));
 }
 
 }  // namespace dense

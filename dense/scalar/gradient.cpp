@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <unordered_map>
 
 #include "dense/scalar/rules.h"
 
@@ -41,13 +42,23 @@ struct Order {
 
 enum class State : uint8_t { passive, to_visit, visited };  // passive: does not depend on wrt
 
+// The results of one softmax are visited as one, the first.
+int32_t unit(const Tape& tape, int32_t x) {
+  const Node& node = tape.nodes()[x];
+  return node.op == Op::softmax ? x - node.index : x;
+}
+
 Order depth_first(const Tape& tape, std::span<const int32_t> outputs, std::span<const int32_t> wrt, int32_t one) {
   const size_t n = tape.nodes().size();
   std::vector<State> state(n, State::passive);
-  for (int32_t x : wrt) state[x] = State::to_visit;
+  for (int32_t x : wrt) state[unit(tape, x)] = State::to_visit;
   for (size_t y = 0; y < n; ++y) {
     const Node& node = tape.nodes()[y];
     const auto x = tape.operands(node);
+    if (node.count && node.index) {
+      state[y] = state[y - node.index];
+      continue;
+    }
     for (int k = 0; k < node.count && state[y] == State::passive; ++k)
       if (differentiable(node.op, k)) state[y] = state[x[k]];
   }
@@ -66,6 +77,7 @@ Order depth_first(const Tape& tape, std::span<const int32_t> outputs, std::span<
   };
   std::vector<Visit> stack;
   const auto descend = [&](int32_t x) {
+    x = unit(tape, x);
     if (state[x] != State::to_visit) return false;
     state[x] = State::visited;
     stack.push_back({x, 0});
@@ -88,9 +100,10 @@ Order depth_first(const Tape& tape, std::span<const int32_t> outputs, std::span<
           edge(x[k + 1], x[k], y), edge(x[k], x[k + 1], y);
       } else {
         while (k < node.count && !(differentiable(node.op, k) && descend(x[k]))) ++k;
-        if (k == node.count)
-          for (int32_t i = k - 1; i >= 0; --i)
-            if (differentiable(node.op, i)) edge(x[i], ~i, y);
+        for (int32_t i = k - 1; i >= 0 && k == node.count; --i) {
+          if (node.op == Op::softmax) edge(x[i], one, y + i);
+          else if (differentiable(node.op, i)) edge(x[i], ~i, y);
+        }
       }
       if (k < node.count) {
         stack[top].k = k;
@@ -108,8 +121,8 @@ Order depth_first(const Tape& tape, std::span<const int32_t> outputs, std::span<
 }  // namespace
 
 Gradient record_gradient(Tape& tape, std::span<const int32_t> outputs, std::span<const int32_t> seeds,
-                         std::span<const int32_t> wrt) {
-  const int32_t one = tape.constant(1).id(), minus_one = tape.constant(-1).id();
+                         std::span<const int32_t> wrt, For purpose) {
+  const int32_t zero = tape.constant(0).id(), one = tape.constant(1).id(), minus_one = tape.constant(-1).id();
   const size_t n = tape.nodes().size();
   const Order order = depth_first(tape, outputs, wrt, one);
   Gradient result;
@@ -125,39 +138,69 @@ Gradient record_gradient(Tape& tape, std::span<const int32_t> outputs, std::span
   };
   std::vector<int32_t> grad(n, none);
   grad.insert(grad.end(), seeds.begin(), seeds.end());
-  std::vector<std::array<int32_t, 3>> partials(n);  // of nodes with a fixed number of operands
-  std::vector<std::vector<int32_t>> chosen(n);      // of an index: equal(index, i) for each i
+  std::vector<int32_t> passed = grad;  // to the operands: the gradient; of softmax, multiplied by its derivative
+  std::vector<std::array<int32_t, 3>> partials(n);  // of nodes with a fixed number of operands; of logsumexp the first
+  std::unordered_map<int32_t, std::vector<int32_t>> chosen;  // of an index: equal(index, i) for each i
   const auto local = [&](int32_t reader, int32_t k) {
-    return tape.nodes()[reader].op == Op::at ? chosen[tape.operands(reader)[0]][k - 1] : partials[reader][k];
+    switch (tape.nodes()[reader].op) {
+      case Op::logsumexp: return partials[reader][0] + k;
+      case Op::at: return chosen[tape.operands(reader)[0]][k - 1];
+      default: return partials[reader][k];
+    }
+  };
+  // softmax passes an operand k: y[k] * (dy[k] - dot(y, dy))
+  const auto pass_softmax = [&](int32_t first, int32_t count) {
+    if (purpose == For::fast) {
+      for (int32_t i = 0; i < count; ++i) tape.operand(first + i);
+      for (int32_t i = 0; i < count; ++i) tape.operand(grad[first + i] == none ? zero : grad[first + i]);
+      const int32_t dx = tape.record(Op::softmax_grad, count);
+      for (int32_t i = 0; i < count; ++i) passed[first + i] = dx + i;
+      return;
+    }
+    for (int32_t i = first; i < first + count; ++i)
+      if (grad[i] != none) tape.operand(i), tape.operand(grad[i]);
+    const int32_t total = tape.record(Op::dot);
+    for (int32_t i = first; i < first + count; ++i) {
+      const int32_t less = tape.record(Op::sub, {grad[i] == none ? zero : grad[i], total});
+      passed[i] = tape.record(Op::mul, {i, less});
+    }
   };
   for (int32_t x : order.nodes) {
-    bool sum = true;
-    const auto term = [&](int32_t weight, int32_t gradient) {
-      tape.operand(weight);
-      tape.operand(gradient);
-      sum &= weight == one;
-    };
-    for (int32_t e = order.begin[x]; e < order.end[x]; ++e) {
-      const auto [weight, reader] = order.edges[e];
-      term(weight >= 0 ? weight : local(reader, ~weight), grad[reader]);
-    }
-    if (sum) {
-      const auto terms = tape.pending();
-      for (size_t t = 0; 2 * t < terms.size(); ++t) terms[t] = terms[2 * t + 1];
-      tape.keep(terms.size() / 2);
-    }
-    if (sum && tape.pending().size() == 1) {
-      grad[x] = tape.pending()[0];
-      tape.keep(0);
-    } else {
-      grad[x] = tape.record(sum ? Op::sum : Op::dot);
-    }
     const Node node = tape.nodes()[x];
+    for (int32_t y = x; y < x + (node.op == Op::softmax ? node.count : 1); ++y) {
+      if (order.begin[y] == order.end[y]) continue;
+      bool sum = true;
+      for (int32_t e = order.begin[y]; e < order.end[y]; ++e) {
+        const auto [edge_weight, reader] = order.edges[e];
+        const int32_t weight = edge_weight >= 0 ? edge_weight : local(reader, ~edge_weight);
+        tape.operand(weight);
+        tape.operand(passed[reader]);
+        sum &= weight == one;
+      }
+      if (sum) {
+        const auto terms = tape.pending();
+        for (size_t t = 0; 2 * t < terms.size(); ++t) terms[t] = terms[2 * t + 1];
+        tape.keep(terms.size() / 2);
+      }
+      if (sum && tape.pending().size() == 1) {
+        grad[y] = tape.pending()[0];
+        tape.keep(0);
+      } else {
+        const bool two = purpose != For::in_order && tape.pending().size() == 2;
+        grad[y] = tape.record(sum ? (two ? Op::add : Op::sum) : (two ? Op::mul : Op::dot));
+      }
+      passed[y] = grad[y];
+    }
     if (rule(node.op).partials) {
       std::array<Var, 3> operands;
       for (int k = 0; k < node.count; ++k) operands[k] = var(tape.operands(node)[k]);
       const auto p = rule(node.op).partials(operands.data(), var(x));
       for (int k = 0; k < node.count; ++k) partials[x][k] = place(p[k]);
+    } else if (node.op == Op::softmax) {
+      pass_softmax(x, node.count);
+    } else if (node.op == Op::logsumexp) {
+      for (int32_t k = 0; k < node.count; ++k) tape.operand(tape.operands(node)[k]);
+      partials[x][0] = tape.record(Op::softmax, node.count);
     } else if (node.op == Op::at) {
       const int32_t index = tape.operands(node)[0];
       for (auto& known = chosen[index]; int32_t(known.size()) < node.count - 1;)
@@ -165,7 +208,7 @@ Gradient record_gradient(Tape& tape, std::span<const int32_t> outputs, std::span
     }
     result.owner.resize(tape.nodes().size(), x);
   }
-  for (int32_t x : wrt) result.places.push_back(grad[x] == none ? tape.constant(0).id() : grad[x]);
+  for (int32_t x : wrt) result.places.push_back(grad[x] == none ? zero : grad[x]);
   result.owner.resize(tape.nodes().size(), none);
   return result;
 }

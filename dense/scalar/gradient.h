@@ -17,9 +17,13 @@ struct Gradient {
   std::vector<int32_t> owner;
 };
 
-// Appends the gradient to the tape, which holds no softmax (see passes.h). Time and memory are linear in the tape;
-// nothing recurses.
+// What the gradient is recorded for. in_order: exact programs, which begin every sum with 0 (and have no softmax, see
+// passes.h). fast: other programs, which have an operation of their own for the gradient of softmax. again: the tape of a
+// user, who may differentiate once more.
+enum class For : uint8_t { in_order, fast, again };
+
+// Appends the gradient to the tape. Time and memory are linear in the tape; nothing recurses.
 Gradient record_gradient(Tape& tape, std::span<const int32_t> outputs, std::span<const int32_t> seeds,
-                         std::span<const int32_t> wrt);
+                         std::span<const int32_t> wrt, For purpose);
 
 }  // namespace dense

@@ -15,13 +15,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-// C's pow is not correctly rounded, but glibc's (from 2.28, e_pow.c) has an error below 0.511 + 1.5 * 2 ** -15 * |log y|
-// ulp of its result y: away from the midpoint of two neighbours that is the correctly rounded one, which is cheap to have.
-#if defined(__GLIBC__)
-#define DENSE_POW_BOUND __GLIBC_PREREQ(2, 28)
-#else
-#define DENSE_POW_BOUND 0
-#endif
+#include "dense/scalar/exact.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace dense {
@@ -219,53 +213,6 @@ void gather(const Instruction& ins, const int32_t* args, const Machine& m) {
     for (int i = 0; i < ins.count; ++i, to += m.width) std::copy_n(m.memory + int64_t(args[i]) * m.width, m.width, to);
 }
 
-// Where y, the correctly rounded x ** exponent, is sure to be pow's result: the true value is y + error, given as
-// error * unit to avoid a division. glibc rounds a value that is less than 0.013 ulp off while 2 ** -60 < |y| < 2 ** 60, so
-// any error of y below 0.487 ulp will do, where ulp is the distance to the neighbour below, the nearer one.
-HWY_INLINE Mask certain(Vec y, Vec error, Vec unit) {
-  const hn::RebindToUnsigned<D> u;
-  const auto bits = hn::BitCast(u, hn::Abs(y));
-  const Vec ulp = hn::Sub(hn::Abs(y), hn::BitCast(d, hn::Sub(bits, hn::Set(u, uint64_t{1}))));
-  const auto lowest = hn::Set(u, uint64_t{1023 - 60} << 52), range = hn::Set(u, uint64_t{120} << 52);
-  const Mask in_range = hn::RebindMask(d, hn::Lt(hn::Sub(bits, lowest), range));
-  return hn::And(in_range, hn::Le(hn::Abs(error), hn::Mul(hn::Mul(ulp, hn::Set(d, 0.4865)), hn::Abs(unit))));
-}
-
-// y where it is certain, C's pow elsewhere.
-HWY_INLINE Vec or_pow(Mask sure, Vec y, Vec x, double exponent) {
-  if (hn::AllTrue(d, sure)) return y;
-  HWY_ALIGN double xs[HWY_MAX_BYTES / sizeof(double)], ys[HWY_MAX_BYTES / sizeof(double)];
-  hn::Store(x, d, xs), hn::Store(y, d, ys);
-  uint8_t bits[8] = {};
-  hn::StoreMaskBits(d, hn::Not(sure), bits);
-  for (unsigned left = bits[0]; left; left &= left - 1) {
-    const int i = std::countr_zero(left);
-    ys[i] = c_pow(xs[i], exponent);
-  }
-  return hn::Load(d, ys);
-}
-
-#if HWY_NATIVE_FMA && DENSE_POW_BOUND
-HWY_INLINE Vec square(Vec x) {
-  const Vec y = hn::Mul(x, x);
-  const Mask sure = certain(y, hn::MulSub(x, x, y), hn::Set(d, 1));
-  return or_pow(hn::Or(sure, hn::Eq(x, hn::Zero(d))), y, x, 2);
-}
-HWY_INLINE Vec root(Vec x) {
-  const Vec y = hn::Sqrt(x);  // x = (y + error)^2 ~ y^2 + 2 y error
-  const Mask sure = certain(y, hn::NegMulAdd(y, y, x), hn::Add(y, y)), zero = hn::Eq(x, hn::Zero(d));
-  return hn::IfThenZeroElse(zero, or_pow(hn::Or(sure, zero), y, x, 0.5));
-}
-HWY_INLINE Vec reciprocal(Vec x) {
-  const Vec y = hn::Div(hn::Set(d, 1), x);  // 1 = (y + error) x
-  return or_pow(certain(y, hn::NegMulAdd(y, x, hn::Set(d, 1)), x), y, x, -1);
-}
-#else
-HWY_INLINE Vec square(Vec x) { return or_pow(hn::Lt(x, x), x, x, 2); }
-HWY_INLINE Vec root(Vec x) { return or_pow(hn::Lt(x, x), x, x, 0.5); }
-HWY_INLINE Vec reciprocal(Vec x) { return or_pow(hn::Lt(x, x), x, x, -1); }
-#endif
-
 #if HWY_NATIVE_FMA
 // a / b for many a: two Newton steps from a / b ~ a * (1 / b) end at the correctly rounded quotient, as b's reciprocal is
 // correctly rounded (Markstein 1990) and nothing comes near underflow or overflow; a zero keeps its sign.
@@ -343,9 +290,11 @@ void execute(const Code& code, double* memory, int width) {
         break;
       case Op::at: at(ins, args, m); break;
       case Op::gather: gather(ins, args, m); break;
-      case Op::square: map1([](Vec a) HWY_ATTR { return square(a); }); break;
-      case Op::root: map1([](Vec a) HWY_ATTR { return root(a); }); break;
-      case Op::reciprocal: map1([](Vec a) HWY_ATTR { return reciprocal(a); }); break;
+      case Op::square: map1([](Vec a) HWY_ATTR { return square(d, a); }); break;
+      case Op::root: map1([](Vec a) HWY_ATTR { return root(d, a); }); break;
+      case Op::exp: map1([](Vec a) HWY_ATTR { return exp(d, a); }); break;
+      case Op::reciprocal_square: map1([](Vec a) HWY_ATTR { return reciprocal_square(d, a); }); break;
+      case Op::reciprocal: map1([](Vec a) HWY_ATTR { return reciprocal(d, a); }); break;
       default: by_table(ins, args, m);
     }
     // clang-format on
@@ -359,32 +308,50 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace dense {
 
-Execute best_execute() {
+Exp2Table::Exp2Table() {
+  for (int j = 0; j < 128; ++j) {
+    const long double exact = std::exp2(j / 128.0L);
+    high_low[2 * j] = double(exact);
+    high_low[2 * j + 1] = double(exact - high_low[2 * j]);
+  }
+  const long double exact = std::numbers::ln2_v<long double> / 128;
+  step = std::bit_cast<double>(std::bit_cast<uint64_t>(double(exact)) >> 24 << 24);
+  step_rest = double(exact - step);
+}
+const Exp2Table exp2_table;
+
+Isa best_isa() {
   struct Choice {
+    Isa isa;
     const char* name;
     int64_t target;
-    Execute execute;
   };
-  const Choice choices[] = {  // best first; the last is what every machine of this kind can run
-#if HWY_TARGETS & HWY_AVX3
-    {"avx512", HWY_AVX3, N_AVX3::execute},
-#endif
-#if HWY_TARGETS & HWY_AVX2
-    {"avx2", HWY_AVX2, N_AVX2::execute},
-#endif
-    {"portable", HWY_STATIC_TARGET, HWY_NAMESPACE::execute},
-  };
-  static const int64_t supported = hwy::SupportedTargets();  // asking takes a while
+  constexpr Choice choices[] = {{Isa::avx512, "avx512", HWY_AVX3},  // best first
+                                {Isa::avx2, "avx2", HWY_AVX2},
+                                {Isa::portable, "portable", HWY_STATIC_TARGET}};  // every machine of this kind runs it
+  static const int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;         // asking takes a while
   const char* asked = std::getenv("DENSE_ISA");
   const bool any = !asked || !*asked;
   for (const Choice& choice : choices) {
     const bool runs = supported & choice.target;
     if (any ? runs : std::string_view(asked) == choice.name) {
       if (!runs) fail("DENSE_ISA: this machine cannot run ", asked);
-      return choice.execute;
+      return choice.isa;
     }
   }
   fail("DENSE_ISA: expected avx512, avx2 or portable, got ", any ? "" : asked);
+}
+
+const char* name(Isa isa) { return isa == Isa::avx512 ? "AVX-512" : isa == Isa::avx2 ? "AVX2" : "portable code"; }
+
+Execute execute_for(Isa isa) {
+#if HWY_TARGETS & HWY_AVX3
+  if (isa == Isa::avx512) return N_AVX3::execute;
+#endif
+#if HWY_TARGETS & HWY_AVX2
+  if (isa == Isa::avx2) return N_AVX2::execute;
+#endif
+  return isa == Isa::portable ? HWY_NAMESPACE::execute : nullptr;
 }
 
 }  // namespace dense

@@ -11,14 +11,19 @@ namespace dense {
 
 static constexpr int32_t none = -1;
 
-std::vector<int32_t> lower(const Tape& tape, std::span<const Var> outputs, int seeds, Tape& work) {
+std::vector<int32_t> lower(const Tape& tape, std::span<const Var> outputs, int seeds, Precision precision, Tape& work) {
+  const bool exact = precision == Precision::exact;
   const auto n = int32_t(tape.nodes().size());
   std::vector<char> live(n, 0);
   for (Var y : outputs)
     if (y.tape()) live[y.id()] = 1;
-  for (int32_t y = n - 1; y >= 0; --y)
-    if (live[y])
-      for (int32_t x : tape.operands(y)) live[x] = 1;
+  for (int32_t y = n - 1; y >= 0; --y) {
+    if (!live[y]) continue;
+    const Node& node = tape.nodes()[y];
+    if (node.count && node.index) live[y - node.index] = 1;  // softmax's operands are read once, with its first result
+    else
+      for (int32_t x : tape.operands(node)) live[x] = 1;
+  }
 
   work.reserve(3 * size_t(n), 3 * tape.all_operands().size());  // with the gradient to come
   for (int i = 0; i < tape.inputs() + seeds; ++i) work.input();
@@ -31,16 +36,22 @@ std::vector<int32_t> lower(const Tape& tape, std::span<const Var> outputs, int s
       case Op::input: place[y] = node.index; break;
       case Op::shared: place[y] = work.inputs() + node.index; break;
       case Op::constant: place[y] = work.constant(tape.constant_value(node)).id(); break;
-      case Op::softmax: {
-        std::vector<Var> x;
-        for (int32_t operand : tape.operands(node)) x.push_back({&work, place[operand]});
-        const std::vector<Var> p = softmax_formula(x);
-        for (size_t i = 0; i < x.size(); ++i) place[y - node.index + i] = p[i].id();
-        break;
-      }
-      default:
+      case Op::softmax:
+      case Op::logsumexp:
+        if (exact) {
+          std::vector<Var> x;
+          for (int32_t operand : tape.operands(node)) x.push_back({&work, place[operand]});
+          const std::vector<Var> result =
+              node.op == Op::softmax ? softmax_formula(x) : std::vector{logsumexp_formula(x)};
+          for (size_t i = 0; i < result.size(); ++i) place[y + i] = result[i].id();
+          break;
+        }
+        [[fallthrough]];
+      default: {
         for (int32_t x : tape.operands(node)) work.operand(place[x]);
-        place[y] = work.record(node.op);
+        const int32_t results = node.op == Op::softmax ? node.count : 1;
+        std::iota(place.begin() + y, place.begin() + y + results, work.record(node.op, results));
+      }
     }
   }
   std::vector<int32_t> result;
@@ -48,7 +59,30 @@ std::vector<int32_t> lower(const Tape& tape, std::span<const Var> outputs, int s
   return result;
 }
 
-Simplified simplify(Tape& work) {
+std::vector<int32_t> counting_sort(std::span<const int32_t> ids, std::span<const int32_t> keys) {
+  int32_t last = 0;
+  for (int32_t i : ids) last = std::max(last, keys[i]);
+  std::vector<int32_t> start(size_t(last) + 2, 0), sorted(ids.size());
+  for (int32_t i : ids) ++start[keys[i] + 1];
+  std::partial_sum(start.begin(), start.end(), start.begin());
+  for (int32_t i : ids) sorted[start[keys[i]]++] = i;
+  return sorted;
+}
+
+Op kind(const Tape& work, const Node& node) {
+  if (node.op != Op::pow) return node.op;
+  const Node& exponent = work.nodes()[work.operands(node)[1]];
+  if (exponent.op != Op::constant) return Op::pow;
+  const double e = work.constant_value(exponent);
+  return e == -1    ? Op::reciprocal
+         : e == -2  ? Op::reciprocal_square
+         : e == 0.5 ? Op::root
+         : e == 2   ? Op::square
+                    : Op::pow;
+}
+
+Simplified simplify(Tape& work, Precision precision) {
+  const bool exact = precision == Precision::exact;
   const auto n = int32_t(work.nodes().size());
   std::vector<int32_t> same(n), level(n, 0);
   std::iota(same.begin(), same.end(), 0);
@@ -63,9 +97,25 @@ Simplified simplify(Tape& work) {
   };
   for (int32_t y = 0; y < n; ++y) {
     const Node node = work.nodes()[y];
+    if (node.count && node.index) {  // of several results
+      level[y] = level[y - node.index];
+      continue;
+    }
     int32_t highest = -1;
     for (int32_t& x : work.operands_to_change(y)) x = same[x], highest = std::max(highest, x < n ? level[x] : 0);
     level[y] = highest + 1;
+    if (!exact && (node.op == Op::add || node.op == Op::mul || node.op == Op::sum || node.op == Op::dot)) {
+      const auto x = work.operands_to_change(y);
+      const bool products = node.op == Op::mul || node.op == Op::dot;
+      const auto is_one = [&](int32_t place) {
+        return work.nodes()[place].op == Op::constant && work.constant_value(work.nodes()[place]) == 1;
+      };
+      if (x.size() == 1) same[y] = x[0];
+      else if (products && x.size() == 2 && is_one(x[1])) same[y] = x[0];
+      else if (products && x.size() == 2 && is_one(x[0])) same[y] = x[1];
+      if (same[y] != y) continue;
+      if (x.size() == 2 && x[1] < x[0]) std::swap(x[0], x[1]);
+    }
     if (node.op == Op::input || node.op == Op::shared || node.count > 3 || rule(node.op).arity == any_number) continue;
     if (node.count > 0) {
       std::array<double, 3> numbers{};

@@ -1,31 +1,43 @@
 #include "dense/scalar/program.h"
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 #include <algorithm>
+#include <atomic>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <numeric>
+#include <thread>
 
 #include "dense/scalar/code.h"
 #include "dense/scalar/error.h"
 #include "dense/scalar/gradient.h"
 #include "dense/scalar/kernels.h"
+#include "dense/scalar/listing.h"
 #include "dense/scalar/passes.h"
 #include "dense/scalar/rules.h"
+#include "dense/scalar/stream.h"
 
 namespace dense {
 
 namespace {
 
-// A stretch of slots that are neighbours in a result too.
+constexpr int32_t none = Code::none;
+
+// A stretch of slots that are neighbours in an input or result too.
 struct Copy {
-  int32_t to, slot, length;
+  int32_t at, slot, length;
 };
 
 std::vector<Copy> copies(std::span<const int32_t> slots) {
   std::vector<Copy> result;
   for (int32_t i = 0; i < int32_t(slots.size()); ++i) {
+    if (slots[i] == none) continue;  // an input nobody reads
     if (!result.empty() && slots[i] == result.back().slot + result.back().length &&
-        result.back().to + result.back().length == i)
+        result.back().at + result.back().length == i)
       ++result.back().length;
     else result.push_back({i, slots[i], 1});
   }
@@ -33,76 +45,361 @@ std::vector<Copy> copies(std::span<const int32_t> slots) {
 }
 
 struct Free {
-  void operator()(double* p) const { ::operator delete[](p, std::align_val_t(64)); }
+  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t(64)); }
 };
-using Memory = std::unique_ptr<double[], Free>;
+using Memory = std::unique_ptr<std::byte[], Free>;
 
-void expect(const char* what, size_t got, size_t rows, int lanes) {
-  const size_t want = rows * size_t(lanes);
+void expect(const char* what, size_t got, size_t rows, size_t lanes) {
+  const size_t want = rows * lanes;
   if (got != want) fail("run: ", what, ": expected ", want, " numbers (", rows, " x ", lanes, " lanes), got ", got);
 }
 
 }  // namespace
 
+// In its scope, numbers too small to be normal count as 0. Gradients that vanish would cost hundreds of cycles each.
+class DenormalsAsZero {
+#if defined(__SSE__)
+ public:
+  DenormalsAsZero() { _mm_setcsr(before_ | 0x8040); }  // both of results and of operands
+  ~DenormalsAsZero() { _mm_setcsr(before_); }
+  DenormalsAsZero(const DenormalsAsZero&) = delete;
+  DenormalsAsZero& operator=(const DenormalsAsZero&) = delete;
+
+ private:
+  unsigned before_ = _mm_getcsr();
+#endif
+};
+
+// A program has one of two forms: code, which runs operations side by side, or a stream, which runs one after the other.
 struct Program::Parts {
+  Precision precision = Precision::exact;
+  Isa isa = Isa::portable;
+  bool streams = false;
   Code code;
-  Execute execute;
+  Execute execute = nullptr;
+  Stream stream;
+  Interpreter interpreter{};
+
   std::vector<double> shared;
-  int inputs, outputs, seeds;
-  std::vector<Copy> values, grads, shared_grads;
-  int wrt = 0, shared_wrt = 0;
-  int block;  // lanes at a time
+  int inputs = 0, outputs = 0, seeds = 0, wrt = 0, shared_wrt = 0;
+  int32_t slots = 0;
+  std::vector<std::pair<int32_t, double>> constants;
+  std::vector<Copy> given, seeded, shared_given, values, grads, shared_grads, jacobian;  // inputs, seeds, ...
+  size_t block = 0;                                                                      // lanes at a time
 
   mutable std::mutex mutex;
-  mutable std::vector<Memory> free_one, free_block;  // memory of runs that ended, for one lane and for a block
-  mutable size_t made = 0;                           // memories, in use or free
+  mutable std::vector<std::pair<size_t, Memory>> free;  // memory of runs that ended, by its width
+  mutable size_t made = 0;                              // memories, in use or free
 
-  Memory memory(int width) const {
+  size_t unit() const { return precision == Precision::f32 ? sizeof(float) : sizeof(double); }
+
+  // Memory begins with sums over lanes: of a chunk and of all so far.
+  size_t sums_bytes() const { return (size_t(2 * shared_wrt) * sizeof(double) + 63) / 64 * 64; }
+
+  Memory memory(size_t width) const {
     {
       const std::lock_guard lock(mutex);
-      auto& free = width == 1 ? free_one : free_block;
-      if (!free.empty()) {
-        Memory memory = std::move(free.back());
-        free.pop_back();
+      for (size_t i = free.size(); i-- > 0;) {
+        if (free[i].first != width) continue;
+        Memory memory = std::move(free[i].second);
+        free.erase(free.begin() + std::ptrdiff_t(i));
         return memory;
       }
       ++made;
       free.reserve(made);  // so that giving back cannot fail
     }
-    const size_t size = size_t(code.slots) * width + slack;
-    Memory memory(static_cast<double*>(::operator new[](size * sizeof(double), std::align_val_t(64))));
-    std::fill_n(memory.get(), size, 0.0);
-    for (const auto& [slot, value] : code.constants) std::fill_n(&memory[size_t(slot) * width], width, value);
+    const size_t size = sums_bytes() + (size_t(slots) * width + slack) * unit();
+    Memory memory(static_cast<std::byte*>(::operator new[](size, std::align_val_t(64))));
+    std::fill_n(memory.get(), size, std::byte{0});
+    std::byte* const rows = memory.get() + sums_bytes();
+    for (const auto& [slot, value] : constants) {
+      if (precision == Precision::f32)
+        std::fill_n(reinterpret_cast<float*>(rows) + size_t(slot) * width, width, float(value));
+      else std::fill_n(reinterpret_cast<double*>(rows) + size_t(slot) * width, width, value);
+    }
     return memory;
   }
-  void give_back(Memory memory, int width) const {
+  void give_back(Memory memory, size_t width) const {
     const std::lock_guard lock(mutex);
-    (width == 1 ? free_one : free_block).push_back(std::move(memory));
+    free.emplace_back(width, std::move(memory));
+  }
+
+  void forward(void* memory, size_t width) const {
+    if (streams) interpret(memory, width, 0, stream.backward);
+  }
+  void backward(void* memory, size_t width) const {
+    if (precision != Precision::exact) {
+      const DenormalsAsZero scope;
+      interpret(memory, width, stream.backward, stream.words.size());
+    } else if (streams) {
+      interpret(memory, width, stream.backward, stream.words.size());
+    } else execute(code, static_cast<double*>(memory), int(width));
+  }
+  void interpret(void* memory, size_t width, size_t begin, size_t end) const {
+    const Interpret run = width == 1 ? interpreter.one : width == 4 ? interpreter.few : interpreter.many;
+    const uint32_t* const words = stream.words.data();
+    const size_t row = width * unit();
+    if (size_t(slots) * row < (3 << 20)) return run(words + begin, words + end, memory, width);
+    // The rows do not fit into the second level cache: those of the next operations are asked for early.
+    const auto* const rows = static_cast<const std::byte*>(memory);
+    auto next = std::ranges::upper_bound(stream.chunks, begin);
+    for (size_t at = begin, stop; at < end; at = stop) {
+      stop = next == stream.chunks.end() ? end : std::min(end, *next++);
+      const size_t ahead = next == stream.chunks.end() ? end : std::min(end, *next);
+      for (size_t w = stop; w < ahead; ++w)
+        if (words[w] < uint32_t(slots)) __builtin_prefetch(rows + words[w] * row);
+      run(words + at, words + stop, memory, width);
+    }
+  }
+  size_t operations() const {
+    if (streams) return size_t(stream.operations);
+    size_t count = 0;
+    for (const Instruction& i : code.instructions) count += i.op == Op::gather ? 0 : size_t(i.count);
+    return count;
+  }
+
+  // Lanes at a time: enough to hide the cost of an operation, few enough for the cache.
+  size_t best_block() const {
+    const size_t lane = size_t(slots + 1) * unit(), vector = streams ? interpreter.vector : 8;
+    if (!streams) return std::clamp<size_t>((1 << 20) / lane / vector, 1, 16) * 8;  // half a second level cache
+
+    const size_t in_first = (24 << 10) / lane / vector, in_second = std::min<size_t>(4, (2 << 20) / lane / vector);
+    return std::clamp<size_t>(std::max(in_first, in_second), 1, 512 / vector) * vector;
+  }
+
+  Listing listing() const;
+
+  // How many of `lanes` to run together.
+  size_t width(size_t lanes) const {
+    if (!streams) return lanes < 8 ? 1 : block;  // a vector wants to be full
+    if (lanes == 1) return 1;
+    if (lanes <= 4) return 4;
+    return std::min(block, (lanes + interpreter.vector - 1) / interpreter.vector * interpreter.vector);
   }
 };
 
 namespace {
 
-// Memory for one run, given back at its end.
-struct Lease {
-  const Program::Parts& parts;
-  int width;
-  Memory memory;
-  Lease(const Program::Parts& p, int w) : parts(p), width(w), memory(p.memory(w)) {}
-  ~Lease() { parts.give_back(std::move(memory), width); }
+// The sum over lanes in eight partial sums, which one vector holds.
+template <class T>
+double lane_sum(const T* row, size_t n) {
+  double part[8] = {};
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (size_t k = 0; k < 8; ++k) part[k] += double(row[i + k]);
+  for (size_t k = 0; i + k < n; ++k) part[k] += double(row[i + k]);
+  return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+}
+
+// One run: T is the type the program computes in, U that of the numbers given.
+template <class T, class U>
+class Run {
+ public:
+  using Batch = Program::BatchOf<U>;
+  Run(const Program::Parts& parts, const Batch& batch)
+      : p_(parts), batch_(batch), lanes_(size_t(batch.lanes)), width_(parts.width(lanes_)) {
+    backward_ = !batch.grads.empty() || !batch.shared_grads.empty() || (!batch.jacobian.empty() && !parts.seeds);
+    // Sums over lanes are made of sums over chunks, whatever the threads. Exact ones go from lane to lane.
+    const bool in_order = !batch.shared_grads.empty() && parts.precision == Precision::exact;
+    chunk_ = in_order ? lanes_ : (1023 / width_ + 1) * width_;
+    chunks_ = (lanes_ - 1) / chunk_ + 1;
+  }
+
+  void operator()() {
+    const size_t most = batch_.threads > 0 ? size_t(batch_.threads) : std::max(1u, std::thread::hardware_concurrency());
+    const size_t useful = lanes_ * p_.operations() / 1'000'000 + 1;  // starting a thread takes the time of 50,000
+    const size_t threads = std::min({most, useful, chunks_});
+    if (threads > 1) return on_threads(threads);
+    Lease lease(*this);
+    double* const total = lease.sums + p_.shared_wrt;
+    for (size_t c = 0; c < chunks_; ++c) {
+      run_chunk(lease, c);
+      for (int i = 0; i < p_.shared_wrt; ++i) total[i] = c == 0 ? lease.sums[i] : total[i] + lease.sums[i];
+    }
+    std::copy_n(total, batch_.shared_grads.size(), batch_.shared_grads.data());
+  }
+
+ private:
+  // Memory for one thread, given back at the end of the run.
+  struct Lease {
+    const Program::Parts& parts;
+    size_t width;
+    Memory memory;
+    T* rows;
+    double* sums;  // over the lanes of a chunk, one per shared wrt; the total of the chunks so far
+    explicit Lease(const Run& run) : parts(run.p_), width(run.width_), memory(parts.memory(width)) {
+      sums = reinterpret_cast<double*>(memory.get());
+      rows = reinterpret_cast<T*>(memory.get() + parts.sums_bytes());
+      const std::span<const U> given = run.batch_.shared;
+      for (const Copy& copy : parts.shared_given)
+        for (int32_t i = 0; i < copy.length; ++i)
+          std::fill_n(rows + size_t(copy.slot + i) * width, width,
+                      given.empty() ? T(parts.shared[copy.at + i]) : T(given[copy.at + i]));
+    }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    ~Lease() { parts.give_back(std::move(memory), width); }
+  };
+
+  void on_threads(size_t threads) {
+    const auto wrt = size_t(p_.shared_wrt);
+    std::vector<double> sums(chunks_ * wrt);
+    std::vector<std::exception_ptr> errors(threads);
+    std::atomic<size_t> next = 0;
+    const auto work = [&](size_t thread) {
+      try {
+        Lease lease(*this);
+        for (size_t c; (c = next++) < chunks_;) {
+          run_chunk(lease, c);
+          std::copy_n(lease.sums, wrt, sums.data() + c * wrt);
+        }
+      } catch (...) {
+        errors[thread] = std::current_exception();
+        next = chunks_;
+      }
+    };
+    {
+      std::vector<std::jthread> team;
+      for (size_t t = 1; t < threads; ++t) team.emplace_back(work, t);
+      work(0);
+    }
+    for (const auto& error : errors)
+      if (error) std::rethrow_exception(error);
+    for (size_t c = 1; c < chunks_; ++c)
+      for (size_t i = 0; i < wrt; ++i) sums[i] += sums[c * wrt + i];
+    std::copy_n(sums.data(), batch_.shared_grads.size(), batch_.shared_grads.data());
+  }
+
+  void run_chunk(const Lease& lease, size_t chunk) {
+    std::fill_n(lease.sums, p_.shared_wrt, 0.0);
+    const size_t end = std::min(lanes_, (chunk + 1) * chunk_);
+    for (size_t lane = chunk * chunk_; lane < end; lane += width_) run_block(lease, lane, std::min(width_, end - lane));
+  }
+
+  void run_block(const Lease& lease, size_t lane, size_t here) {
+    T* const rows = lease.rows;
+    const auto seeds = size_t(p_.seeds);
+    read(batch_.inputs, p_.given, size_t(p_.inputs), rows, lane, here);
+    p_.forward(rows, width_);
+    if (!batch_.jacobian.empty() && seeds)
+      for (size_t y = 0; y < seeds; ++y) {
+        for (const Copy& copy : p_.seeded)
+          for (int32_t i = 0; i < copy.length; ++i)
+            std::fill_n(rows + size_t(copy.slot + i) * width_, width_, T(size_t(copy.at + i) == y));
+        p_.backward(rows, width_);
+        write_jacobian(y, rows, lane, here);
+      }
+    if (!batch_.seeds.empty()) read(batch_.seeds, p_.seeded, seeds, rows, lane, here);
+    if (backward_ || !p_.streams) p_.backward(rows, width_);
+    if (!batch_.jacobian.empty() && !seeds) write_jacobian(0, rows, lane, here);
+    write(batch_.values, p_.values, size_t(p_.outputs), rows, lane, here);
+    write(batch_.grads, p_.grads, size_t(p_.wrt), rows, lane, here);
+    if (batch_.shared_grads.empty()) return;
+    for (const Copy& copy : p_.shared_grads)
+      for (int32_t i = 0; i < copy.length; ++i) {
+        const T* row = rows + size_t(copy.slot + i) * width_;
+        double& sum = lease.sums[copy.at + i];
+        if (lanes_ == 1) sum = row[0];  // adding it to 0 would lose the sign of -0
+        else if (p_.precision == Precision::exact) sum = std::accumulate(row, row + here, sum);
+        else sum += lane_sum(row, here);
+      }
+  }
+
+  void read(std::span<const U> from, const std::vector<Copy>& copies, size_t count, T* rows, size_t lane, size_t here) {
+    for (const Copy& copy : copies) {
+      if (lanes_ == 1 && width_ == 1) {
+        std::copy_n(from.data() + copy.at, copy.length, rows + copy.slot);
+        continue;
+      }
+      for (int32_t i = 0; i < copy.length; ++i) {
+        T* row = rows + size_t(copy.slot + i) * width_;
+        const size_t at = size_t(copy.at + i);
+        const U* x = from.data() + (batch_.by_lane ? lane * count + at : at * lanes_ + lane);
+        if (!batch_.by_lane) std::copy_n(x, here, row);
+        else
+          for (size_t l = 0; l < here; ++l) row[l] = T(x[l * count]);
+        std::fill(row + here, row + width_, row[here - 1]);  // lanes beyond the last compute what nobody reads
+      }
+    }
+  }
+
+  void write(std::span<U> to, const std::vector<Copy>& copies, size_t count, const T* rows, size_t lane, size_t here) {
+    if (to.empty()) return;
+    for (const Copy& copy : copies) {
+      if (lanes_ == 1 && width_ == 1) {
+        std::copy_n(rows + copy.slot, copy.length, to.data() + copy.at);
+        continue;
+      }
+      for (int32_t i = 0; i < copy.length; ++i) {
+        const T* row = rows + size_t(copy.slot + i) * width_;
+        const size_t at = size_t(copy.at + i);
+        U* x = to.data() + (batch_.by_lane ? lane * count + at : at * lanes_ + lane);
+        if (!batch_.by_lane) std::copy_n(row, here, x);
+        else
+          for (size_t l = 0; l < here; ++l) x[l * count] = U(row[l]);
+      }
+    }
+  }
+
+  // The derivatives of output y.
+  void write_jacobian(size_t y, const T* rows, size_t lane, size_t here) {
+    const auto wrt = size_t(p_.wrt + p_.shared_wrt), outputs = size_t(p_.outputs);
+    for (const Copy& copy : p_.jacobian)
+      for (int32_t i = 0; i < copy.length; ++i) {
+        const T* row = rows + size_t(copy.slot + i) * width_;
+        const size_t x = size_t(copy.at + i);
+        for (size_t l = 0; l < here; ++l)
+          batch_.jacobian[batch_.by_lane ? ((lane + l) * outputs + y) * wrt + x : (y * wrt + x) * lanes_ + lane + l] =
+              U(row[l]);
+      }
+  }
+
+  const Program::Parts& p_;
+  const Batch& batch_;
+  size_t lanes_, width_, chunk_, chunks_;
+  bool backward_;
 };
+
+template <class U>
+void checked_run(const Program::Parts& p, const Program::BatchOf<U>& batch) {
+  if (batch.lanes < 1) fail("run: lanes: expected 1 or more, got ", batch.lanes);
+  if (batch.threads < 0) fail("run: threads: expected 0 or more, got ", batch.threads);
+  const auto lanes = size_t(batch.lanes);
+  const bool backward = !batch.grads.empty() || !batch.shared_grads.empty();
+  expect("inputs", batch.inputs.size(), p.inputs, lanes);
+  if (!batch.shared.empty()) expect("shared", batch.shared.size(), p.shared.size(), 1);
+  if (!batch.seeds.empty() || (p.seeds && backward)) expect("seeds", batch.seeds.size(), p.seeds, lanes);
+  if (!batch.values.empty()) expect("values", batch.values.size(), p.outputs, lanes);
+  if (!batch.grads.empty()) expect("grads", batch.grads.size(), p.wrt, lanes);
+  if (!batch.shared_grads.empty()) expect("shared_grads", batch.shared_grads.size(), p.shared_wrt, 1);
+  if (!batch.jacobian.empty())
+    expect("jacobian", batch.jacobian.size(), size_t(p.outputs) * (p.wrt + p.shared_wrt), lanes);
+  if (p.precision == Precision::f32) Run<float, U>(p, batch)();
+  else Run<double, U>(p, batch)();
+}
+
+// Whether code is the better form of an exact program: where it has many operations side by side, or few in all.
+bool worth_grouping(const Tape& work, std::span<const int32_t> level) {
+  const size_t n = work.nodes().size();
+  if (n < 4096) return true;
+  const int32_t deepest = *std::max_element(level.begin(), level.end());
+  return n / size_t(deepest + 1) >= 64;
+}
 
 }  // namespace
 
-Program Tape::compile(std::initializer_list<Var> outputs, std::span<const Var> wrt) const {
-  return compile(std::span(outputs.begin(), outputs.size()), wrt);
+void Program::run(const Batch& batch) const { checked_run(*parts_, batch); }
+void Program::run(const BatchOf<float>& batch) const { checked_run(*parts_, batch); }
+
+Program Tape::compile(std::initializer_list<Var> outputs, std::span<const Var> wrt, Precision precision) const {
+  return compile(std::span(outputs.begin(), outputs.size()), wrt, precision);
 }
 
-Program Tape::compile(std::initializer_list<Var> outputs, std::initializer_list<Var> wrt) const {
-  return compile(std::span(outputs.begin(), outputs.size()), std::span(wrt.begin(), wrt.size()));
+Program Tape::compile(std::initializer_list<Var> outputs, std::initializer_list<Var> wrt, Precision precision) const {
+  return compile(std::span(outputs.begin(), outputs.size()), std::span(wrt.begin(), wrt.size()), precision);
 }
 
-Program Tape::compile(std::span<const Var> outputs, std::span<const Var> wrt) const {
+Program Tape::compile(std::span<const Var> outputs, std::span<const Var> wrt, Precision precision) const {
   if (outputs.empty()) fail("compile: expected one output or more, got none");
   for (Var y : outputs)
     if (y.tape() && y.tape() != this) fail("compile: expected outputs of this tape, got Var ", y.id(), " of another");
@@ -113,13 +410,16 @@ Program Tape::compile(std::span<const Var> outputs, std::span<const Var> wrt) co
       fail("compile: wrt: expected inputs, got Var ", x.id(), ", the result of ", rule(op).name);
   }
   auto parts = std::make_shared<Program::Parts>();
+  parts->precision = precision;
+  parts->isa = best_isa();
   parts->inputs = inputs_;
   parts->outputs = int(outputs.size());
   parts->seeds = wrt.empty() || outputs.size() == 1 ? 0 : int(outputs.size());
   parts->shared = shared_;
 
   Tape work;
-  std::vector<int32_t> results = lower(*this, outputs, parts->seeds, work);
+  std::vector<int32_t> results = lower(*this, outputs, parts->seeds, precision, work);
+  const auto forward = int32_t(work.nodes().size());
   Gradient gradient;
   if (!wrt.empty()) {
     std::vector<int32_t> inputs, seeds(outputs.size());
@@ -129,86 +429,111 @@ Program Tape::compile(std::span<const Var> outputs, std::span<const Var> wrt) co
     }
     std::iota(seeds.begin(), seeds.end(), inputs_);
     if (parts->seeds == 0) seeds = {work.constant(1).id()};
-    gradient = record_gradient(work, results, seeds, inputs);
+    gradient = record_gradient(work, results, seeds, inputs, precision == Precision::exact ? For::in_order : For::fast);
     results.insert(results.end(), gradient.places.begin(), gradient.places.end());
   }
-  const Simplified simplified = simplify(work);
+  const Simplified simplified = simplify(work, precision);
   for (int32_t& y : results) y = simplified.same[y];
-  gradient.owner.resize(gradient.owner.empty() ? 0 : work.nodes().size(), Code::none);
-  parts->code = generate(work, simplified.level, gradient.owner, results);
-  parts->execute = best_execute();
+  std::vector<int32_t> slot_of;
+  parts->streams = precision != Precision::exact || !worth_grouping(work, simplified.level);
+  if (parts->streams) {
+    parts->interpreter = precision == Precision::exact ? exact_interpreter(parts->isa)
+                         : precision == Precision::f64 ? f64_interpreter(parts->isa)
+                                                       : f32_interpreter(parts->isa);
+    parts->stream = assemble(work, simplified.level, results, forward, parts->seeds > 0, precision);
+    parts->slots = parts->stream.slots;
+    parts->constants = std::move(parts->stream.constants);
+    slot_of = std::move(parts->stream.slot_of);
+  } else {
+    gradient.owner.resize(gradient.owner.empty() ? 0 : work.nodes().size(), none);
+    parts->execute = execute_for(parts->isa);
+    parts->code = generate(work, simplified.level, gradient.owner, results);
+    parts->slots = parts->code.slots;
+    parts->constants = std::move(parts->code.constants);
+    slot_of = std::move(parts->code.slot_of);
+  }
 
-  std::vector<int32_t> values, grads, shared_grads;
+  const auto given = [&](size_t first, size_t count) { return copies(std::span(slot_of).subspan(first, count)); };
+  parts->given = given(0, size_t(inputs_));
+  parts->seeded = given(size_t(inputs_), size_t(parts->seeds));
+  parts->shared_given = given(size_t(work.inputs()), shared_.size());
+  std::vector<int32_t> values, grads, shared_grads, jacobian;
   for (size_t i = 0; i < results.size(); ++i) {
     const bool value = i < outputs.size();
-    const bool shared = !value && nodes_[wrt[i - outputs.size()].id()].op == Op::shared;
-    (value ? values : shared ? shared_grads : grads).push_back(parts->code.slot_of[results[i]]);
+    const bool is_shared = !value && nodes_[wrt[i - outputs.size()].id()].op == Op::shared;
+    (value ? values : is_shared ? shared_grads : grads).push_back(slot_of[results[i]]);
+    if (!value) jacobian.push_back(slot_of[results[i]]);
   }
-  parts->code.slot_of = {};
   parts->wrt = int(grads.size());
   parts->shared_wrt = int(shared_grads.size());
   parts->values = copies(values);
   parts->grads = copies(grads);
   parts->shared_grads = copies(shared_grads);
-  // lanes of a block: enough to hide the cost of an instruction, few enough for 1 MB of memory, half a second level cache
-  parts->block = int(std::clamp<size_t>((1 << 14) / size_t(parts->code.slots + 1), 1, 16) * 8);
+  parts->jacobian = copies(jacobian);
+  parts->block = parts->best_block();
   parts->give_back(parts->memory(1), 1);
   return Program(std::move(parts));
 }
 
-void Program::run(const Batch& batch) const {
-  const Parts& p = *parts_;
-  const size_t lanes = size_t(batch.lanes), width = lanes < 8 ? 1 : size_t(p.block);  // a vector wants to be full
-  if (batch.lanes < 1) fail("run: lanes: expected 1 or more, got ", batch.lanes);
-  expect("inputs", batch.inputs.size(), p.inputs, batch.lanes);
-  if (!batch.shared.empty()) expect("shared", batch.shared.size(), p.shared.size(), 1);
-  const bool backward = !batch.grads.empty() || !batch.shared_grads.empty();
-  if (!batch.seeds.empty() || (p.seeds && backward)) expect("seeds", batch.seeds.size(), p.seeds, batch.lanes);
-  if (!batch.values.empty()) expect("values", batch.values.size(), p.outputs, batch.lanes);
-  if (!batch.grads.empty()) expect("grads", batch.grads.size(), p.wrt, batch.lanes);
-  if (!batch.shared_grads.empty()) expect("shared_grads", batch.shared_grads.size(), p.shared_wrt, 1);
-
-  Lease lease(p, int(width));
-  double* memory = lease.memory.get();
-  const std::span<const double> shared = batch.shared.empty() ? std::span(p.shared) : batch.shared;
-  double* to = memory + p.code.first_shared * width;
-  if (width == 1) std::copy(shared.begin(), shared.end(), to);
-  else
-    for (double value : shared) to = std::fill_n(to, width, value);
-
-  for (size_t lane = 0; lane < lanes; lane += width) {
-    const size_t here = std::min(width, lanes - lane);
-    const auto read = [&](std::span<const double> rows, size_t count, size_t slot) {
-      for (size_t i = 0; i < count; ++i) {
-        double* row = memory + (slot + i) * width;
-        std::copy_n(rows.data() + i * lanes + lane, here, row);
-        std::fill(row + here, row + width, row[here - 1]);  // lanes beyond the last compute what nobody reads
-      }
-    };
-    const auto write = [&](std::span<double> rows, const std::vector<Copy>& copies) {
-      if (rows.empty()) return;
-      for (const Copy& copy : copies)
-        for (int32_t i = 0; i < copy.length; ++i)
-          std::copy_n(memory + size_t(copy.slot + i) * width, here, rows.data() + size_t(copy.to + i) * lanes + lane);
-    };
-    read(batch.inputs, size_t(p.inputs), 0);
-    if (!batch.seeds.empty()) read(batch.seeds, size_t(p.seeds), size_t(p.inputs));
-    p.execute(p.code, memory, int(width));
-    write(batch.values, p.values);
-    write(batch.grads, p.grads);
-    if (batch.shared_grads.empty()) continue;
-    for (const Copy& copy : p.shared_grads) {
-      const double* from = memory + size_t(copy.slot) * width;
-      double* total = batch.shared_grads.data() + copy.to;
-      if (lanes == 1) std::copy_n(from, copy.length, total);
-      for (int32_t i = 0; i < copy.length && lanes > 1; ++i)
-        total[i] = std::accumulate(from + i * width, from + i * width + here, lane == 0 ? 0.0 : total[i]);
-    }
+int Program::inputs() const { return parts_->inputs; }
+int Program::shared() const { return int(parts_->shared.size()); }
+int Program::outputs() const { return parts_->outputs; }
+int Program::wrt() const { return parts_->wrt; }
+int Program::shared_wrt() const { return parts_->shared_wrt; }
+int Program::seeds() const { return parts_->seeds; }
+Precision Program::precision() const { return parts_->precision; }
+int Program::instructions() const {
+  return parts_->streams ? parts_->stream.operations : int(parts_->code.instructions.size());
+}
+size_t Program::operations() const { return parts_->operations(); }
+Listing Program::Parts::listing() const {
+  Listing result;
+  const auto label = [](std::vector<Label>& labels, const std::vector<Copy>& copies, const char* what) {
+    for (const Copy& copy : copies)
+      for (int32_t i = 0; i < copy.length; ++i)
+        labels.push_back({what + (" " + std::to_string(copy.at + i)), copy.slot + i});
+  };
+  label(result.given, given, "input");
+  label(result.given, seeded, "seed");
+  label(result.given, shared_given, "shared");
+  for (const auto& [slot, value] : constants) result.given.push_back({text("constant ", value), slot});
+  for (size_t at = 0; at < stream.words.size();) {
+    const Header header{stream.words[at]};
+    const auto results = stream.words.begin() + std::ptrdiff_t(at) + 1, operands = results + header.results();
+    const auto end = operands + header.operands();
+    result.steps.push_back(
+        {header.op(), header.op() == Op::mix ? header.products() : 0, {results, operands}, {operands, end}});
+    at += 1 + header.results() + header.operands();
   }
+  for (const Instruction& ins : code.instructions)
+    for (int32_t i = 0; i < ins.count; ++i) {
+      Step step{ins.op, 0, {ins.out + i}, {}};
+      const int32_t* args = code.args.data() + ins.args;
+      if (ins.op == Op::gather) step.operands = {args[i]};
+      else
+        for (int32_t k = 0; k < ins.terms; ++k) step.operands.push_back((args[k] >> 1) + (args[k] & 1 ? i : 0));
+      result.steps.push_back(std::move(step));
+    }
+  label(result.results, values, "output");
+  label(result.results, grads, "gradient by per-lane wrt");
+  label(result.results, shared_grads, "gradient by shared wrt");
+  return result;
 }
 
-int Program::instructions() const { return int(parts_->code.instructions.size()); }
-
-size_t Program::bytes() const { return size_t(parts_->code.slots) * sizeof(double); }
+std::string Program::listing() const { return parts_->listing().text(); }
+std::string Program::graphviz() const { return parts_->listing().graphviz(); }
+std::string Program::summary() const {
+  const Parts& p = *parts_;
+  const char* type = p.precision == Precision::exact ? "float64 with C's functions, sums in order"
+                     : p.precision == Precision::f64 ? "float64"
+                                                     : "float32";
+  const std::string way =
+      p.streams ? text("one operation after the other, ", p.block, " lanes at a time")
+                : text("operations of a kind side by side, ", p.block, " lanes at a time where there are 8");
+  return text(p.inputs, " inputs, ", p.shared.size(), " shared, ", p.outputs, " outputs, gradient by ",
+              p.wrt + p.shared_wrt, "\n", operations(), " operations in ", instructions(), " instructions, ", bytes(),
+              " bytes a lane\n", type, " on ", name(p.isa), ", ", way);
+}
+size_t Program::bytes() const { return size_t(parts_->slots) * parts_->unit(); }
 
 }  // namespace dense

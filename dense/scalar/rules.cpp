@@ -28,6 +28,8 @@ double products_in_order(X x, int n) {  // a[0], b[0], a[1], b[1], ...
   return total;
 }
 
+std::vector<Var> numbers(X x, int n) { return {x, x + n}; }
+
 // clang-format off
 constexpr Rule rules[] = {
   {Op::constant,   "constant",   0, nullptr, nullptr},
@@ -65,10 +67,16 @@ constexpr Rule rules[] = {
   {Op::at,         "at",         any_number, [](X x, int n) { return x[1 + checked_index(x[0], n - 1)]; },  nullptr},  // dy/dx[i] = equal(index, i); operands index, x[0], ...
   {Op::peak,       "peak",       any_number, [](X x, int n) { return *std::max_element(x, x + n); },  nullptr},  // the largest, counted as a constant
   {Op::softmax,    "softmax",    any_number, nullptr,                                 nullptr},  // softmax_formula, below
+  {Op::logsumexp,  "logsumexp",  any_number, [](X x, int n) { return logsumexp_formula(numbers(x, n)).number(); },  nullptr},  // dy/dx = softmax(x)
   {Op::gather,     "gather",     1, [](X x, int) { return x[0]; },                    nullptr},
   {Op::reciprocal, "reciprocal", 1, [](X x, int) { return c_pow(x[0], -1); },    nullptr},
+  {Op::reciprocal_square, "reciprocal_square", 1, [](X x, int) { return c_pow(x[0], -2); },  nullptr},
   {Op::root,       "root",       1, [](X x, int) { return c_pow(x[0], 0.5); },     nullptr},
   {Op::square,     "square",     1, [](X x, int) { return c_pow(x[0], 2); },     nullptr},
+  {Op::softmax_grad, "softmax_grad", any_number, nullptr,                            nullptr},  // dx[i] = y[i] * (dy[i] - dot(y, dy)); operands y, dy
+  {Op::softplus_sigmoid, "softplus_sigmoid", 1, nullptr,                             nullptr},  // both of x
+  {Op::sin_cos,    "sin_cos",    1, nullptr,                                         nullptr},
+  {Op::mix,        "mix",        any_number, nullptr,                                nullptr},  // products of pairs, then single terms, all added
 };
 // clang-format on
 
@@ -95,6 +103,13 @@ std::vector<Var> softmax_formula(std::span<const Var> x) {
   const Var total = sum(y);
   for (Var& v : y) v = v * pow(total, -1);  // a power each: so do gradients accumulate in the original
   return y;
+}
+
+Var logsumexp_formula(std::span<const Var> x) {
+  const Var peak = record(Op::peak, x);
+  std::vector<Var> y;
+  for (Var v : x) y.push_back(exp(v - peak));
+  return peak + log(sum(y));
 }
 
 size_t checked_index(double index, size_t n) {

@@ -29,6 +29,9 @@ double c_pow(double x, double exponent);
 // What softmax stands for, recorded operation by operation as in Python's microgpt; of numbers alone computed.
 std::vector<Var> softmax_formula(std::span<const Var> x);
 
+// The same for logsumexp.
+Var logsumexp_formula(std::span<const Var> x);
+
 // `index` as one of 0, 1, ..., n - 1; throws Error where it is none.
 size_t checked_index(double index, size_t n);
 

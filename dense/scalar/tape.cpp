@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "dense/scalar/error.h"
+#include "dense/scalar/gradient.h"
 #include "dense/scalar/rules.h"
 
 namespace dense {
@@ -62,11 +63,27 @@ int32_t Tape::record(Op op, std::initializer_list<int32_t> places) {
   return record(op);
 }
 
+std::vector<Var> Tape::gradient(Var y, std::span<const Var> xs) {
+  std::vector<int32_t> wrt;
+  for (Var x : xs) {
+    if (x.tape() != this)
+      fail("gradient: expected Vars of this tape, got ", x.tape() ? "a Var of another" : "a number");
+    wrt.push_back(x.id());
+  }
+  keep(0);
+  const int32_t output = place(y), seed = constant(1).id();
+  std::vector<Var> result;
+  for (int32_t x : record_gradient(*this, {&output, 1}, {&seed, 1}, wrt, For::again).places)
+    result.push_back({this, x});
+  return result;
+}
+
 Var record(Op op, std::span<const Var> x) {
   const int arity = rule(op).arity;
   if (arity != any_number && x.size() != size_t(arity))
     fail(rule(op).name, ": expected ", arity, " operands, got ", x.size());
-  if (!rule(op).value || (op == Op::dot && x.size() % 2) || (op == Op::at && x.empty()))
+  const bool wants_some = op == Op::at || op == Op::peak || op == Op::logsumexp;
+  if (!rule(op).value || (op == Op::dot && x.size() % 2) || (wants_some && x.empty()))
     fail(rule(op).name, ": expected to be recorded by its own function");
   if (Tape* tape = tape_of(x)) {
     tape->keep(0);  // of an operation that failed halfway
@@ -110,6 +127,11 @@ std::vector<Var> softmax(std::span<const Var> x) {
   std::vector<Var> y;
   for (size_t i = 0; i < x.size(); ++i) y.push_back({tape, first + int32_t(i)});
   return y;
+}
+
+Var logsumexp(std::span<const Var> x) {
+  if (x.empty()) fail("logsumexp: expected one operand or more, got none");
+  return record(Op::logsumexp, x);
 }
 
 }  // namespace dense

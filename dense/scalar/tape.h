@@ -24,10 +24,15 @@ enum class Op : uint8_t {
   add, sub, mul, div, neg, pow,
   exp, log, log1p, expm1, sqrt, rsqrt, tanh, sigmoid, softplus, erf, sin, cos, abs, relu,
   min, max, less, less_equal, equal, where,
-  sum, dot, at, peak, softmax,
-  gather, reciprocal, root, square,  // a program's own
+  sum, dot, at, peak, softmax, logsumexp,
+  gather, reciprocal, reciprocal_square, root, square, softmax_grad, softplus_sigmoid, sin_cos, mix,  // a program's own
 };
 // clang-format on
+
+// How a program computes. exact: float64, C's functions, every sum in the order recorded: the numbers of the same
+// arithmetic in Python. f64 and f32: in these types by own vector functions (math.h: within an ulp or two), fused
+// multiply-add and sums in an order of the compiler's; the same bits for any number of lanes and threads.
+enum class Precision : uint8_t { exact, f64, f32 };
 
 class Tape;
 class Program;
@@ -71,12 +76,19 @@ class Tape {
   Var constant(double value);
 
   // A program for the values of `outputs` and, for one output or seeded sums of several, the gradient with respect to
-  // `wrt`, which are inputs of either kind. Numbers are those of the same arithmetic in Python: float64, C's functions,
-  // sums in the order recorded, gradients accumulated as described in gradient.h. Time and memory are linear in the
-  // tape. Throws Error without outputs, for a Var of another tape, for a wrt that is not an input, and beyond 2^30 results.
-  Program compile(std::span<const Var> outputs, std::span<const Var> wrt = {}) const;
-  Program compile(std::initializer_list<Var> outputs, std::span<const Var> wrt = {}) const;
-  Program compile(std::initializer_list<Var> outputs, std::initializer_list<Var> wrt) const;
+  // `wrt`, which are inputs of either kind. Exact programs accumulate gradients in the order described in gradient.h.
+  // Time and memory are linear in the tape. Throws Error without outputs, for a Var of another tape, for a wrt that is not
+  // an input, and beyond 2^30 results.
+  Program compile(std::span<const Var> outputs, std::span<const Var> wrt = {},
+                  Precision precision = Precision::exact) const;
+  Program compile(std::initializer_list<Var> outputs, std::span<const Var> wrt = {},
+                  Precision precision = Precision::exact) const;
+  Program compile(std::initializer_list<Var> outputs, std::initializer_list<Var> wrt,
+                  Precision precision = Precision::exact) const;
+
+  // Records dy/dx for each x of xs, which may be any Vars of this tape, as more arithmetic: compile it, or differentiate
+  // it once more. A constant 0 where y does not depend on x. Throws Error for a Var of another tape.
+  std::vector<Var> gradient(Var y, std::span<const Var> xs);
 
   // From here on for the compiler's passes. A place is the number of a node.
   const std::vector<Node>& nodes() const { return nodes_; }
@@ -167,5 +179,8 @@ Var at(std::span<const Var> x, Var index);
 // exp(x[i] - m) divided by the sum of these, where m, the largest x, counts as a constant. Divided the way of Python's
 // microgpt, by a product with sum ** -1. Throws Error for an empty x.
 std::vector<Var> softmax(std::span<const Var> x);
+// log(exp(x[0]) + exp(x[1]) + ...), computed as m + log(sum of exp(x[i] - m)) with m the largest x. Throws Error for an
+// empty x.
+Var logsumexp(std::span<const Var> x);
 
 }  // namespace dense

@@ -1,0 +1,33 @@
+// The interpreter of streams (lanes.h) in float64.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "dense/scalar/interpreter_f64.cpp"
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#include <hwy/foreach_target.h>
+
+#include "dense/scalar/lanes.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace dense {
+namespace HWY_NAMESPACE {
+
+Interpreter f64_interpreter() { return interpreter<false, double>(); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace dense
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace dense {
+
+Interpreter f64_interpreter(Isa isa) {
+#if HWY_TARGETS & HWY_AVX3
+  if (isa == Isa::avx512) return N_AVX3::f64_interpreter();
+#endif
+#if HWY_TARGETS & HWY_AVX2
+  if (isa == Isa::avx2) return N_AVX2::f64_interpreter();
+#endif
+  return HWY_NAMESPACE::f64_interpreter();
+}
+
+}  // namespace dense
+#endif  // HWY_ONCE
