@@ -408,6 +408,24 @@ TEST(Programs, ValuesAloneNeedNoSeedsAndNoBackwardRun) {
   }
 }
 
+TEST(Programs, NoLanesGiveNothing) {
+  for (const Precision precision : {Precision::exact, Precision::f64, Precision::f32}) {
+    Tape tape;
+    const Var x = tape.input(), w = tape.shared(2);
+    Numbers shared_grads(1, 5.0);
+    tape.compile({x * w}, {w}, precision).run({.shared_grads = shared_grads, .lanes = 0});
+    EXPECT_EQ(shared_grads, Numbers{0});
+  }
+}
+
+TEST(Programs, SeedsAreForSeveralOutputs) {
+  Tape tape;
+  const Var x = tape.input();
+  const Program program = tape.compile({x * x}, {x});
+  EXPECT_EQ(error_of([&] { program.run({.inputs = Numbers{1}, .seeds = Numbers{1}}); }),
+            "run: seeds: expected none for one output, got 1 numbers");
+}
+
 TEST(Programs, OneProgramRunsOnManyThreadsAtOnce) {
   for (const Precision precision : {Precision::exact, Precision::f64, Precision::f32}) {
     Graph graph(11, 50);
@@ -514,11 +532,11 @@ TEST(Listing, ShowsEveryOperation) {
 %1 = shared 0
 %2 = constant 0
 %3, %4 = softmax %0 %1
-%5 = %0 * %3
-%6, %7 = sin_cos %0
-%8 = %6 + %5
+%5, %6 = sin_cos %0
+%7 = %0 * %3
+%8 = %5 + %7
 %9, %10 = softmax_grad %3 %4 %0 %2
-%11 = %7 + %3 + %9
+%11 = %6 + %3 + %9
 output 0 = %8
 gradient by per-lane wrt 0 = %11
 )");

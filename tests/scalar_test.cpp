@@ -583,7 +583,7 @@ TEST(Errors, SayWhatWasExpectedAndWhatCame) {
             "run: shared: expected 0 numbers (0 x 1 lanes), got 1");
   EXPECT_EQ(run({.inputs = Numbers{1, 1, 2, 2}, .values = value, .lanes = 2}),
             "run: values: expected 2 numbers (1 x 2 lanes), got 1");
-  EXPECT_EQ(run({.inputs = Numbers{1, 1}, .lanes = 0}), "run: lanes: expected 1 or more, got 0");
+  EXPECT_EQ(run({.inputs = Numbers{1, 1}, .lanes = -1}), "run: lanes: expected 0 or more, got -1");
   EXPECT_EQ(run({.inputs = Numbers{1, 2}, .values = value}), "at: expected an index below 2, got 2");
   EXPECT_EQ(run({.inputs = Numbers{1, nan}, .values = value}), "at: expected an index below 2, got nan");
   EXPECT_EQ(run({.inputs = Numbers{1, 1}, .values = value, .grads = grad}), "no error");

@@ -1,7 +1,8 @@
 # Sourced by run and test: Debian packages, configuring, building. Needs $root, the folder of the repository.
 
 packages=(g++ cmake ninja-build pkg-config libhwy-dev libfmt-dev libcli11-dev nlohmann-json3-dev libutf8proc-dev
-  libssl-dev libgtest-dev)
+  libssl-dev libgtest-dev python3-dev pybind11-dev python3-numpy python3-pytest python3-setuptools python3-wheel
+  python3-pip python3-venv)
 all_packages=("${packages[@]}" clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14)
 
 # Installs those of the named packages that are missing; false when none is. Where there is no dpkg-query nothing counts
@@ -43,7 +44,7 @@ build() {
   # Of what Ninja says, one short line per file built and the errors are kept.
   ninja -C "$folder" "$target" 2>&1 9>&- | sed -uE >&2 \
     -e '/^ninja: (no work to do|Entering directory)|^\[[0-9/]+\] Re-|^-- /d' \
-    -e 's|^(\[[0-9/]+\]) Building (CXX|C) object .*\.dir/(.*)\.o$|\1 \3|'
+    -e 's|^(\[[0-9/]+\]) Building CX*X* object .*\.dir/(.*)\.o$|\1 \2|'
   local result=${PIPESTATUS[0]}
   exec 9>&-
   return "$result"

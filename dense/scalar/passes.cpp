@@ -104,6 +104,13 @@ Simplified simplify(Tape& work, Precision precision) {
     int32_t highest = -1;
     for (int32_t& x : work.operands_to_change(y)) x = same[x], highest = std::max(highest, x < n ? level[x] : 0);
     level[y] = highest + 1;
+    if (node.op == Op::pow) {
+      const Node& exponent = work.nodes()[work.operands(node)[1]];
+      if (exponent.op == Op::constant && work.constant_value(exponent) == 1) {
+        same[y] = work.operands(node)[0];
+        continue;
+      }
+    }
     if (!exact && (node.op == Op::add || node.op == Op::mul || node.op == Op::sum || node.op == Op::dot)) {
       const auto x = work.operands_to_change(y);
       const bool products = node.op == Op::mul || node.op == Op::dot;

@@ -362,18 +362,22 @@ class Run {
 
 template <class U>
 void checked_run(const Program::Parts& p, const Program::BatchOf<U>& batch) {
-  if (batch.lanes < 1) fail("run: lanes: expected 1 or more, got ", batch.lanes);
+  if (batch.lanes < 0) fail("run: lanes: expected 0 or more, got ", batch.lanes);
   if (batch.threads < 0) fail("run: threads: expected 0 or more, got ", batch.threads);
   const auto lanes = size_t(batch.lanes);
   const bool backward = !batch.grads.empty() || !batch.shared_grads.empty();
   expect("inputs", batch.inputs.size(), p.inputs, lanes);
   if (!batch.shared.empty()) expect("shared", batch.shared.size(), p.shared.size(), 1);
+  if (!batch.seeds.empty() && !p.seeds)
+    fail("run: seeds: expected none for ", p.outputs == 1 ? "one output" : "a program without gradient", ", got ",
+         batch.seeds.size(), " numbers");
   if (!batch.seeds.empty() || (p.seeds && backward)) expect("seeds", batch.seeds.size(), p.seeds, lanes);
   if (!batch.values.empty()) expect("values", batch.values.size(), p.outputs, lanes);
   if (!batch.grads.empty()) expect("grads", batch.grads.size(), p.wrt, lanes);
   if (!batch.shared_grads.empty()) expect("shared_grads", batch.shared_grads.size(), p.shared_wrt, 1);
   if (!batch.jacobian.empty())
     expect("jacobian", batch.jacobian.size(), size_t(p.outputs) * (p.wrt + p.shared_wrt), lanes);
+  if (lanes == 0) return void(std::ranges::fill(batch.shared_grads, U(0)));
   if (p.precision == Precision::f32) Run<float, U>(p, batch)();
   else Run<double, U>(p, batch)();
 }

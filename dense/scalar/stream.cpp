@@ -22,7 +22,6 @@ class Assembler {
     exact_ = precision == Precision::exact;
     stream_.slot_of.assign(n_, none);
     stream_.words.reserve(4 * size_t(n_));
-    ready_.assign(n_, 0);
     find_live(results);
     if (!exact_) find_pairs();
   }
@@ -44,9 +43,6 @@ class Assembler {
       if (stream_.chunks.empty() || at - stream_.chunks.back() >= 128) stream_.chunks.push_back(at);
       const Node& node = work_.nodes()[y_];
       const int32_t results = result_count(node);
-      int32_t ready = 0;
-      for (int32_t x : work_.operands(node)) ready = std::max(ready, ready_[x]);
-      std::fill_n(ready_.begin() + y_, results, ready + latency(node.op));
       if (slot(y_) == none) write(node, results);  // it has one where its partner came first
       for (int32_t x : work_.operands(node)) release(x);
       for (int32_t i = 0; i < results; ++i)
@@ -97,12 +93,29 @@ class Assembler {
 
   // By their first results. In the order of the tape, or where that is wide by level and kind: forward and backward each
   // on its own.
-  std::vector<int32_t> order_of_operations(std::span<const int32_t> level) const {
+  std::vector<int32_t> order_of_operations(std::span<const int32_t> level) {
     std::vector<int32_t> order;
-    for (int32_t y = 0; y < n_; ++y)
-      if (!is_given(work_.nodes()[y]) && work_.nodes()[y].index == 0 && is_live(y)) order.push_back(y);
+    start_.assign(n_, 0);
+    ready_.assign(n_, 0);
+    for (int32_t y = 0; y < n_; ++y) {
+      const Node& node = work_.nodes()[y];
+      if (is_given(node) || node.index > 0 || !is_live(y)) continue;
+      order.push_back(y);
+      for (int32_t x : work_.operands(node)) start_[y] = std::max(start_[y], ready_[x]);
+      std::fill_n(ready_.begin() + y, result_count(node), start_[y] + latency(node.op));
+    }
     const int32_t deepest = n_ ? *std::ranges::max_element(level) : 0;
-    if (exact_ || order.size() < 16 * size_t(deepest + 1)) return order;
+    if (exact_) return order;
+    if (order.size() < 16 * size_t(deepest + 1)) {
+      constexpr size_t window = 32;
+      const auto backward = std::ranges::lower_bound(order, forward_);
+      for (auto begin = order.begin(); begin != order.end();) {
+        const auto end = begin + std::min<ptrdiff_t>(window, (begin < backward ? backward : order.end()) - begin);
+        std::stable_sort(begin, end, [&](int32_t x, int32_t y) { return start_[x] < start_[y]; });
+        begin = end;
+      }
+      return order;
+    }
     std::vector<int32_t> key(n_);
     for (int32_t y : order) key[y] = 64 * std::min(work_.nodes()[y].count, 63) + int32_t(work_.nodes()[y].op);
     order = counting_sort(order, key);
@@ -240,7 +253,7 @@ class Assembler {
   int32_t n_, now_ = 0, y_ = 0, forward_;  // the place in the order and on the tape
   bool again_, exact_;
   Stream stream_;
-  std::vector<int32_t> last_reader_, ready_, partner_, free_, order_, products_, singles_;
+  std::vector<int32_t> last_reader_, start_, ready_, partner_, free_, order_, products_, singles_;
 };
 
 }  // namespace
