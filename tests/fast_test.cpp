@@ -531,12 +531,12 @@ TEST(Listing, ShowsEveryOperation) {
   EXPECT_EQ(program.listing(), R"(%0 = input 0
 %1 = shared 0
 %2 = constant 0
-%3, %4 = softmax %0 %1
-%5, %6 = sin_cos %0
-%7 = %0 * %3
-%8 = %5 + %7
-%9, %10 = softmax_grad %3 %4 %0 %2
-%11 = %6 + %3 + %9
+%3, %4 = sin_cos %0
+%5, %6 = softmax %0 %1
+%7 = %0 * %5
+%8 = %3 + %7
+%9, %10 = softmax_grad %5 %6 %0 %2
+%11 = %4 + %5 + %9
 output 0 = %8
 gradient by per-lane wrt 0 = %11
 )");

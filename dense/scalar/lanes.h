@@ -37,7 +37,7 @@ HWY_INLINE void unrolled(const F& f) {
 template <class D, class V>
 HWY_INLINE V moderate_exp(D d, V x) {
   const auto reduced = math::reduce(d, x);
-  return math::scale(d, math::exp_reduced<math::Exp::fast>(d, reduced), reduced.shifted);
+  return math::scale(d, math::exp_reduced(d, reduced), reduced.shifted);
 }
 
 // Rows of lanes. One: the memory has a single lane.

@@ -3,9 +3,13 @@
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <new>
@@ -44,8 +48,10 @@ std::vector<Copy> copies(std::span<const int32_t> slots) {
   return result;
 }
 
+constexpr size_t page = 2 << 20;
+
 struct Free {
-  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t(64)); }
+  void operator()(std::byte* p) const { std::free(p); }
 };
 using Memory = std::unique_ptr<std::byte[], Free>;
 
@@ -109,7 +115,13 @@ struct Program::Parts {
       free.reserve(made);  // so that giving back cannot fail
     }
     const size_t size = sums_bytes() + (size_t(slots) * width + slack) * unit();
-    Memory memory(static_cast<std::byte*>(::operator new[](size, std::align_val_t(64))));
+    const size_t alignment = size < page ? 64 : page;
+    Memory memory(
+        static_cast<std::byte*>(std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment)));
+    if (!memory) throw std::bad_alloc();
+#if defined(__linux__)
+    if (size >= page) madvise(memory.get(), size, MADV_HUGEPAGE);  // rows lie far apart: few pages find them sooner
+#endif
     std::fill_n(memory.get(), size, std::byte{0});
     std::byte* const rows = memory.get() + sums_bytes();
     for (const auto& [slot, value] : constants) {
@@ -137,19 +149,7 @@ struct Program::Parts {
   }
   void interpret(void* memory, size_t width, size_t begin, size_t end) const {
     const Interpret run = width == 1 ? interpreter.one : width == 4 ? interpreter.few : interpreter.many;
-    const uint32_t* const words = stream.words.data();
-    const size_t row = width * unit();
-    if (size_t(slots) * row < (3 << 20)) return run(words + begin, words + end, memory, width);
-    // The rows do not fit into the second level cache: those of the next operations are asked for early.
-    const auto* const rows = static_cast<const std::byte*>(memory);
-    auto next = std::ranges::upper_bound(stream.chunks, begin);
-    for (size_t at = begin, stop; at < end; at = stop) {
-      stop = next == stream.chunks.end() ? end : std::min(end, *next++);
-      const size_t ahead = next == stream.chunks.end() ? end : std::min(end, *next);
-      for (size_t w = stop; w < ahead; ++w)
-        if (words[w] < uint32_t(slots)) __builtin_prefetch(rows + words[w] * row);
-      run(words + at, words + stop, memory, width);
-    }
+    run(stream.words.data() + begin, stream.words.data() + end, memory, width);
   }
   size_t operations() const {
     if (streams) return size_t(stream.operations);
@@ -162,8 +162,7 @@ struct Program::Parts {
   size_t best_block() const {
     const size_t lane = size_t(slots + 1) * unit(), vector = streams ? interpreter.vector : 8;
     if (!streams) return std::clamp<size_t>((1 << 20) / lane / vector, 1, 16) * 8;  // half a second level cache
-
-    const size_t in_first = (24 << 10) / lane / vector, in_second = std::min<size_t>(4, (2 << 20) / lane / vector);
+    const size_t in_first = (24 << 10) / lane / vector, in_second = std::min<size_t>(4, (4 << 20) / lane / vector);
     return std::clamp<size_t>(std::max(in_first, in_second), 1, 512 / vector) * vector;
   }
 

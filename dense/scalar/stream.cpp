@@ -38,9 +38,7 @@ class Assembler {
     stream_.backward = none;
     for (now_ = 0; now_ < int32_t(order.size()); ++now_) {
       y_ = order[now_];
-      const size_t at = stream_.words.size();
-      if (y_ >= forward_ && stream_.backward == size_t(none)) stream_.backward = at;
-      if (stream_.chunks.empty() || at - stream_.chunks.back() >= 128) stream_.chunks.push_back(at);
+      if (y_ >= forward_ && stream_.backward == size_t(none)) stream_.backward = stream_.words.size();
       const Node& node = work_.nodes()[y_];
       const int32_t results = result_count(node);
       if (slot(y_) == none) write(node, results);  // it has one where its partner came first
@@ -111,7 +109,9 @@ class Assembler {
       const auto backward = std::ranges::lower_bound(order, forward_);
       for (auto begin = order.begin(); begin != order.end();) {
         const auto end = begin + std::min<ptrdiff_t>(window, (begin < backward ? backward : order.end()) - begin);
-        std::stable_sort(begin, end, [&](int32_t x, int32_t y) { return start_[x] < start_[y]; });
+        std::stable_sort(begin, end, [&](int32_t x, int32_t y) {
+          return start_[x] != start_[y] ? start_[x] < start_[y] : ready_[x] < ready_[y];
+        });
         begin = end;
       }
       return order;
@@ -147,6 +147,7 @@ class Assembler {
       } else if (work_.nodes()[other].op != op && !(again_ && other < forward_ && y >= forward_)) {
         partner_.resize(n_, none);
         partner_[other] = y;
+        partner_[y] = other;
       }
     }
   }
@@ -165,7 +166,7 @@ class Assembler {
     if (!exact_ && (node.op == Op::mul || node.op == Op::dot)) return write_mix(node, 2);
     const Op op = kind(work_, node);
     const int32_t partner = partner_.empty() ? none : partner_[y_];
-    if (partner != none) return write_pair(op, partner, x[0]);
+    if (partner != none && slot(partner) == none) return write_pair(op, partner, x[0]);
     const size_t count = op == node.op ? x.size() : 1;
     const size_t shown = op == Op::softmax_grad ? size_t(results) : count;
     if (shown > Header::most_operands)
