@@ -89,6 +89,7 @@ struct Program::Parts {
   std::vector<double> shared;
   int inputs = 0, outputs = 0, seeds = 0, wrt = 0, shared_wrt = 0;
   int32_t slots = 0;
+  size_t operations = 0;
   std::vector<std::pair<int32_t, double>> constants;
   std::vector<Copy> given, seeded, shared_given, values, grads, shared_grads, jacobian;  // inputs, seeds, ...
   size_t block = 0;                                                                      // lanes at a time
@@ -151,13 +152,6 @@ struct Program::Parts {
     const Interpret run = width == 1 ? interpreter.one : width == 4 ? interpreter.few : interpreter.many;
     run(stream.words.data() + begin, stream.words.data() + end, memory, width);
   }
-  size_t operations() const {
-    if (streams) return size_t(stream.operations);
-    size_t count = 0;
-    for (const Instruction& i : code.instructions) count += i.op == Op::gather ? 0 : size_t(i.count);
-    return count;
-  }
-
   // Lanes at a time: enough to hide the cost of an operation, few enough for the cache.
   size_t best_block() const {
     const size_t lane = size_t(slots + 1) * unit(), vector = streams ? interpreter.vector : 8;
@@ -205,11 +199,13 @@ class Run {
   }
 
   void operator()() {
-    const size_t most = batch_.threads > 0 ? size_t(batch_.threads) : std::max(1u, std::thread::hardware_concurrency());
-    const size_t useful = lanes_ * p_.operations() / 1'000'000 + 1;  // starting a thread takes the time of 50,000
-    const size_t threads = std::min({most, useful, chunks_});
-    if (threads > 1) return on_threads(threads);
+    const size_t useful = std::min(lanes_ * p_.operations / 1'000'000 + 1, chunks_);  // to start one takes 50,000
+    if (useful > 1 && batch_.threads != 1) {
+      const size_t most = batch_.threads ? size_t(batch_.threads) : std::max(1u, std::thread::hardware_concurrency());
+      if (most > 1) return on_threads(std::min(most, useful));
+    }
     Lease lease(*this);
+    if (lanes_ == 1) return run_block(lease, 0, 1);
     double* const total = lease.sums + p_.shared_wrt;
     for (size_t c = 0; c < chunks_; ++c) {
       run_chunk(lease, c);
@@ -231,9 +227,16 @@ class Run {
       rows = reinterpret_cast<T*>(memory.get() + parts.sums_bytes());
       const std::span<const U> given = run.batch_.shared;
       for (const Copy& copy : parts.shared_given)
-        for (int32_t i = 0; i < copy.length; ++i)
-          std::fill_n(rows + size_t(copy.slot + i) * width, width,
-                      given.empty() ? T(parts.shared[copy.at + i]) : T(given[copy.at + i]));
+        if (given.empty()) spread(parts.shared.data() + copy.at, copy);
+        else spread(given.data() + copy.at, copy);
+    }
+    // One number for all lanes.
+    template <class N>
+    void spread(const N* from, const Copy& copy) {
+      T* to = rows + size_t(copy.slot) * width;
+      if (width == 1) std::copy_n(from, copy.length, to);
+      else
+        for (int32_t i = 0; i < copy.length; ++i) to = std::fill_n(to, width, T(from[i]));
     }
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
@@ -294,12 +297,12 @@ class Run {
     write(batch_.values, p_.values, size_t(p_.outputs), rows, lane, here);
     write(batch_.grads, p_.grads, size_t(p_.wrt), rows, lane, here);
     if (batch_.shared_grads.empty()) return;
+    if (lanes_ == 1) return write(batch_.shared_grads, p_.shared_grads, size_t(p_.shared_wrt), rows, 0, 1);
     for (const Copy& copy : p_.shared_grads)
       for (int32_t i = 0; i < copy.length; ++i) {
         const T* row = rows + size_t(copy.slot + i) * width_;
         double& sum = lease.sums[copy.at + i];
-        if (lanes_ == 1) sum = row[0];  // adding it to 0 would lose the sign of -0
-        else if (p_.precision == Precision::exact) sum = std::accumulate(row, row + here, sum);
+        if (p_.precision == Precision::exact) sum = std::accumulate(row, row + here, sum);
         else sum += lane_sum(row, here);
       }
   }
@@ -445,6 +448,7 @@ Program Tape::compile(std::span<const Var> outputs, std::span<const Var> wrt, Pr
                                                        : f32_interpreter(parts->isa);
     parts->stream = assemble(work, simplified.level, results, forward, parts->seeds > 0, precision);
     parts->slots = parts->stream.slots;
+    parts->operations = size_t(parts->stream.operations);
     parts->constants = std::move(parts->stream.constants);
     slot_of = std::move(parts->stream.slot_of);
   } else {
@@ -452,6 +456,7 @@ Program Tape::compile(std::span<const Var> outputs, std::span<const Var> wrt, Pr
     parts->execute = execute_for(parts->isa);
     parts->code = generate(work, simplified.level, gradient.owner, results);
     parts->slots = parts->code.slots;
+    for (const Instruction& i : parts->code.instructions) parts->operations += i.op == Op::gather ? 0 : size_t(i.count);
     parts->constants = std::move(parts->code.constants);
     slot_of = std::move(parts->code.slot_of);
   }
@@ -488,7 +493,7 @@ Precision Program::precision() const { return parts_->precision; }
 int Program::instructions() const {
   return parts_->streams ? parts_->stream.operations : int(parts_->code.instructions.size());
 }
-size_t Program::operations() const { return parts_->operations(); }
+size_t Program::operations() const { return parts_->operations; }
 Listing Program::Parts::listing() const {
   Listing result;
   const auto label = [](std::vector<Label>& labels, const std::vector<Copy>& copies, const char* what) {
