@@ -221,7 +221,7 @@ TEST(Exact, PowersAreThoseOfC) {
   }
   for (double special : {0.0, -0.0, inf, -inf, nan, 5e-324, 1e-310, 1e308, 0.25, 1.0, 0x1p-1022, 0x1.fffffffffffffp-1})
     x.push_back(special);
-  for (const double e : {2.0, 0.5, -1.0, -0.5, -1.5, 3.0}) {
+  for (const double e : {2.0, 0.5, -1.0, -2.0, -0.5, -1.5, 3.0, 1.0}) {
     Numbers want;
     const volatile double unseen = e;
     for (double v : x) want.push_back(std::pow(v, unseen));
@@ -233,6 +233,30 @@ TEST(Exact, PowersAreThoseOfC) {
       program.run({.inputs = x, .values = got, .lanes = int(x.size())});
       EXPECT_TRUE(same_bits(got, want)) << "exponent " << e << ", " << name;
     }
+  }
+}
+
+// So does a vector exponential.
+TEST(Exact, ExponentialsAreThoseOfC) {
+  std::mt19937_64 random(3);
+  Numbers x;
+  for (int i = 0; i < fuzz_rounds(400'000); ++i) {
+    const double unit = double(random() >> 11) * 0x1p-53;
+    x.push_back(i % 4 == 0 ? 1500 * unit - 760 : i % 4 == 1 ? 2 * unit - 1 : -40 * unit);
+    if (i % 4 == 3) x.back() = std::ldexp(unit, -int(random() % 70)) * (i % 8 == 3 ? 1 : -1);
+  }
+  for (double special : {0.0, -0.0, inf, -inf, nan, 5e-324, -1e-310, 709.782712893384, 709.782712893385, -708.4, -745.13,
+                         -745.14, 700.0, -700.0})
+    x.push_back(special);
+  Numbers want;
+  for (double v : x) want.push_back(std::exp(v));
+  for (const char* name : isas()) {
+    const Isa isa(name);
+    Tape tape;
+    const Program program = tape.compile({exp(tape.input())});
+    Numbers got(x.size());
+    program.run({.inputs = x, .values = got, .lanes = int(x.size())});
+    EXPECT_TRUE(same_bits(got, want)) << name;
   }
 }
 

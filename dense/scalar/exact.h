@@ -29,10 +29,9 @@
 #define DENSE_SCALAR_EXACT_TABLE
 namespace dense {
 
-// 2 ** (j / 128) as a double and what it leaves over, for j in 0 .. 127; log(2) / 128 likewise, the first part short
-// enough for exact multiples.
+// 2 ** (j / 128) as a double and what it leaves over, for j in 0 .. 127.
 struct Exp2Table {
-  double high_low[256], step, step_rest;
+  double high_low[256];
   Exp2Table();
 };
 extern const Exp2Table exp2_table;
@@ -112,8 +111,8 @@ HWY_INLINE V exp(D d, V x) {
   const V usual = hn::Set(d, 0x1.8p52);
   const V shifted = hn::MulAdd(x, hn::Set(d, 128 / std::numbers::ln2), usual), n = hn::Sub(shifted, usual);
   const auto index = hn::BitCast(i, shifted);
-  const V high = hn::NegMulAdd(n, hn::Set(d, exp2_table.step), x);  // exact: the step ends in zeros
-  const V low = hn::Mul(n, hn::Set(d, exp2_table.step_rest)), r = hn::Sub(high, low);
+  const V high = hn::NegMulAdd(n, hn::Set(d, 0x1.62e42fep-8), x);  // log(2) / 128 to 29 bits, so this is exact
+  const V low = hn::Mul(n, hn::Set(d, 0x1.f473de6af278fp-37)), r = hn::Sub(high, low);  // what is left of it
   const V rest = hn::Sub(hn::Sub(high, r), low);
   V p = hn::MulAdd(r, hn::Set(d, 1. / 720), hn::Set(d, 1. / 120));
   p = hn::MulAdd(r, p, hn::Set(d, 1. / 24));

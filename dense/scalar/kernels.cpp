@@ -314,9 +314,6 @@ Exp2Table::Exp2Table() {
     high_low[2 * j] = double(exact);
     high_low[2 * j + 1] = double(exact - high_low[2 * j]);
   }
-  const long double exact = std::numbers::ln2_v<long double> / 128;
-  step = std::bit_cast<double>(std::bit_cast<uint64_t>(double(exact)) >> 24 << 24);
-  step_rest = double(exact - step);
 }
 const Exp2Table exp2_table;
 
