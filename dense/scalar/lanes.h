@@ -160,23 +160,25 @@ struct Lanes {
     });
     return x + count;
   }
-  // Of K operands. The last is the one that was computed last: the others need not wait for it, as the number taken off
-  // all is the largest of them alone, unless that could overflow.
+  // Of K operands. Not the largest is taken off all but the first, which is ready first and has the exponential 1 then,
+  // unless that could overflow. The last is ready last.
   template <size_t K>
   HWY_INLINE Word softmax(Word at) const {
     const auto y = rows<K>(at + 1), x = rows<K>(at + 1 + K);
     each([&](size_t lane) HWY_ATTR {
       std::array<V, K> e;
-      V m = x.load(0, lane);
       unrolled<K>([&](auto k) HWY_ATTR { e[k] = x.load(k, lane); });
-      unrolled<K - 2>([&](auto k) HWY_ATTR { m = hn::Max(m, e[k + 1]); });
-      unrolled<K>([&](auto k) HWY_ATTR { e[k] = hn::Sub(e[k], m); });
-      V least = e[0];
-      unrolled<K - 1>([&](auto k) HWY_ATTR { least = hn::Min(least, e[k + 1]); });
-      constexpr T limit = math::C<D>::exp_limit - 8;
-      const auto usual = hn::And(hn::Gt(least, hn::Set(d, -limit)), hn::Lt(e[K - 1], hn::Set(d, limit)));
-      if (HWY_LIKELY(hn::AllTrue(d, usual))) e = exp_row(e);
-      else e = exp_of_less(e);
+      std::array<V, K - 1> off;
+      unrolled<K - 1>([&](auto k) HWY_ATTR { off[k] = hn::Sub(e[k + 1], e[0]); });
+      V largest_off = hn::Abs(off[0]);
+      unrolled<K - 2>([&](auto k) HWY_ATTR { largest_off = hn::Max(largest_off, hn::Abs(off[k + 1])); });
+      if (HWY_LIKELY(hn::AllTrue(d, hn::Lt(largest_off, hn::Set(d, math::C<D>::exp_limit - 8))))) {
+        off = exp_row(off);
+        e[0] = hn::Set(d, T(1));
+        unrolled<K - 1>([&](auto k) HWY_ATTR { e[k + 1] = off[k]; });
+      } else {
+        e = exp_of_less(e);
+      }
       V total = e[0];
       unrolled<K - 1>([&](auto k) HWY_ATTR { total = hn::Add(total, e[k + 1]); });
       const V scale = hn::Div(hn::Set(d, T(1)), total);
@@ -184,26 +186,25 @@ struct Lanes {
     });
     return at + 1 + 2 * K;
   }
-  // exp of each, which are moderate. In a single lane the first three make a vector.
+  // exp of each, which are moderate. In a single lane the first two make a vector.
   template <size_t K>
   static HWY_INLINE std::array<V, K> exp_row(std::array<V, K> x) {
 #if HWY_TARGET != HWY_SCALAR
     const hn::CappedTag<T, 2> two;
-    const hn::CappedTag<T, 4> four;
-    if constexpr (One && K == 4 && hn::MaxLanes(four) == 4) {
-      const auto y = moderate_exp(four, hn::Combine(four, hn::Combine(two, x[2], x[2]), hn::Combine(two, x[1], x[0])));
-      const auto low = hn::LowerHalf(two, y), high = hn::UpperHalf(two, y);
-      return {hn::LowerHalf(d, low), hn::UpperHalf(d, low), hn::LowerHalf(d, high), moderate_exp(d, x[3])};
+    if constexpr (One && K == 3) {
+      const auto y = moderate_exp(two, hn::Combine(two, x[1], x[0]));
+      return {hn::LowerHalf(d, y), hn::UpperHalf(d, y), moderate_exp(d, x[2])};
     }
 #endif
     unrolled<K>([&](auto k) HWY_ATTR { x[k] = moderate_exp(d, x[k]); });
     return x;
   }
-  // The last may be far above 0, the largest of the others.
+  // exp of each less the largest.
   template <size_t K>
   static HWY_NOINLINE std::array<V, K> exp_of_less(std::array<V, K> x) {
-    const V over = hn::Max(x[K - 1], hn::Zero(d));
-    for (V& one : x) one = math::exp(d, hn::Sub(one, over));
+    V m = x[0];
+    for (const V& one : x) m = hn::IfThenElse(hn::Lt(m, one), one, m);
+    for (V& one : x) one = math::exp(d, hn::Sub(one, m));
     return x;
   }
 

@@ -14,6 +14,7 @@
 #include <mutex>
 #include <new>
 #include <numeric>
+#include <system_error>
 #include <thread>
 
 #include "dense/scalar/code.h"
@@ -152,6 +153,7 @@ struct Program::Parts {
     const Interpret run = width == 1 ? interpreter.one : width == 4 ? interpreter.few : interpreter.many;
     run(stream.words.data() + begin, stream.words.data() + end, memory, width);
   }
+
   // Lanes at a time: enough to hide the cost of an operation, few enough for the cache.
   size_t best_block() const {
     const size_t lane = size_t(slots + 1) * unit(), vector = streams ? interpreter.vector : 8;
@@ -262,7 +264,10 @@ class Run {
     };
     {
       std::vector<std::jthread> team;
-      for (size_t t = 1; t < threads; ++t) team.emplace_back(work, t);
+      try {
+        for (size_t t = 1; t < threads; ++t) team.emplace_back(work, t);
+      } catch (const std::system_error&) {  // no more threads to be had: these will do
+      }
       work(0);
     }
     for (const auto& error : errors)
