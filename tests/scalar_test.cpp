@@ -245,8 +245,8 @@ TEST(Exact, ExponentialsAreThoseOfC) {
     x.push_back(i % 4 == 0 ? 1500 * unit - 760 : i % 4 == 1 ? 2 * unit - 1 : -40 * unit);
     if (i % 4 == 3) x.back() = std::ldexp(unit, -int(random() % 70)) * (i % 8 == 3 ? 1 : -1);
   }
-  for (double special : {0.0, -0.0, inf, -inf, nan, 5e-324, -1e-310, 709.782712893384, 709.782712893385, -708.4, -745.13,
-                         -745.14, 700.0, -700.0})
+  for (double special : {0.0, -0.0, inf, -inf, nan, 5e-324, -1e-310, 709.782712893384, 709.782712893385, -708.4,
+                         -745.13, -745.14, 700.0, -700.0})
     x.push_back(special);
   Numbers want;
   for (double v : x) want.push_back(std::exp(v));

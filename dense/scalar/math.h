@@ -2,13 +2,13 @@
 //   y = math::exp(d, x)
 //
 // A result depends on nothing but its arguments: not on the length of the vector, the lane or the other lanes, and AVX2
-// and AVX-512 agree in every bit. Infinities, NaN, signs of zeros and denormal numbers are treated as C treats them.
-// Each function tells the largest error of its results in ulps, for double and float; without native FMA it is up to
-// 0.3 more. tests/math_test.cpp holds them to that.
+// and AVX-512 agree in every bit. Infinities, NaN, signs of zeros and denormal numbers are treated as C treats them. Each
+// function tells its largest error in ulps of the result, to which tests/math_test.cpp holds it;
+// without native FMA it may be 0.3 more.
 //
-// The argument is brought into a short interval by its exponent or by a multiple of ln 2 or pi / 2, in two or three
-// parts (Cody & Waite 1980). There a polynomial takes over, its coefficients minimax (Remez 1934), evaluated as a tree
-// (Estrin 1960): one number waits for chains of operations. Rare arguments leave the way by one branch for the vector.
+// The argument is brought into a short interval by its exponent or by a multiple of ln 2 or pi / 2, in two or three parts
+// (Cody & Waite 1980). There a polynomial takes over, its coefficients minimax (Remez 1934), evaluated as a tree (Estrin
+// 1960), because one number waits for chains of operations. Rare arguments leave the way by one branch for the vector.
 //
 // Included once per target: see hwy/foreach_target.h.
 #if defined(DENSE_SCALAR_MATH_H_) == defined(HWY_TARGET_TOGGLE)
@@ -20,6 +20,7 @@
 
 #include <hwy/highway.h>
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -127,28 +128,23 @@ HWY_INLINE hn::Vec<D> all(D d, double x) {
   return hn::Set(d, hn::TFromD<D>(x));
 }
 
-// c[0] + c[1] x + c[2] x ** 2 + ...: neighbours in pairs, then the pairs in pairs.
-template <class V, size_t n>
-HWY_INLINE V tree(V x, const V (&c)[n]) {
-  if constexpr (n == 1) {
-    return c[0];
-  } else if constexpr (n == 3) {
-    return hn::MulAdd(x, hn::MulAdd(x, c[2], c[1]), c[0]);
+// c[first] + c[first + 1] x + ... of `count` coefficients, the lower and the upper ones each on their own; powers are
+// x, x ** 2, x ** 4, ... No arrays of vectors that grow: g++ would keep them in memory.
+template <size_t first, size_t count, class D, class V, class T, size_t n>
+HWY_INLINE V tree(D d, const V* powers, const T (&c)[n]) {
+  if constexpr (count == 1) {
+    return all(d, c[first]);
   } else {
-    V pairs[(n + 1) / 2];
-    for (size_t i = 0; i < n / 2; ++i) pairs[i] = hn::MulAdd(x, c[2 * i + 1], c[2 * i]);
-    if constexpr (n % 2 == 1) pairs[n / 2] = c[n - 1];
-    return tree(hn::Mul(x, x), pairs);
+    constexpr size_t half = std::bit_ceil(count) / 2;
+    const V lower = tree<first, half>(d, powers, c), upper = tree<first + half, count - half>(d, powers, c);
+    return hn::MulAdd(powers[std::bit_width(half) - 1], upper, lower);
   }
-}
-template <size_t first, class D, class V, class T, size_t n, size_t... i>
-HWY_INLINE V polynomial(D d, V x, const T (&c)[n], std::index_sequence<i...>) {
-  const V used[] = {hn::Set(d, c[first + i])...};
-  return tree(x, used);
 }
 template <size_t first = 0, class D, class V, class T, size_t n>  // from c[first] on
 HWY_INLINE V polynomial(D d, V x, const T (&c)[n]) {
-  return polynomial<first>(d, x, c, std::make_index_sequence<n - first>());
+  const V x2 = hn::Mul(x, x), x4 = hn::Mul(x2, x2), x8 = hn::Mul(x4, x4);
+  const V powers[] = {x, x2, x4, x8, hn::Mul(x8, x8)};
+  return tree<first, n - first>(d, powers, c);
 }
 
 // x = k ln 2 + r, k whole, |r| <= ln(2) / 2: r = hi - k ln2_lo, and hi is exact. The last bits of `shifted` are k.
@@ -183,35 +179,32 @@ HWY_INLINE Pair<V> exp_pair(D d, V r) {
   return {top, hn::MulAdd(hn::Mul(r, r), polynomial(d, r, C<D>::expm1), error)};
 }
 
-enum class Exp { fast, exact };  // errors of 1.2 and 0.8 ulp, at 23 and 28 operations
-
-template <Exp kind, class D, class V>
+// exp(r)
+template <class D, class V>
 HWY_INLINE V exp_reduced(D d, const Reduced<V>& x) {
   const V r = hn::NegMulAdd(x.k, all(d, C<D>::ln2_lo), x.hi);
-  if constexpr (kind == Exp::fast) return hn::MulAdd(r, polynomial(d, r, C<D>::exp), all(d, 1));
-  const Pair<V> y = exp_pair(d, r);
-  return hn::Add(y.hi, y.lo);
+  return hn::MulAdd(r, polynomial(d, r, C<D>::exp), all(d, 1));
 }
 
 // exp(x) for any x: with 2 ** k in two steps, of which one is exact.
-template <Exp kind, class D, class V>
+template <class D, class V>
 HWY_NOINLINE V exp_anywhere(D d, V x) {
   const V most = all(d, C<D>::exp_clamp), least = hn::Neg(most), zero = hn::Zero(d);
   const auto small = hn::Lt(x, zero);
   const Reduced<V> r = reduce(d, hn::IfThenElse(hn::Gt(x, most), most, hn::IfThenElse(hn::Lt(x, least), least, x)));
   const V k_off = hn::IfThenElse(small, all(d, C<D>::step_log2), all(d, -C<D>::step_log2));
   const V step = hn::IfThenElse(small, all(d, 1 / C<D>::step), all(d, C<D>::step));
-  const V y = hn::Mul(scale(d, exp_reduced<kind>(d, r), hn::Add(r.shifted, k_off)), step);
+  const V y = hn::Mul(scale(d, exp_reduced(d, r), hn::Add(r.shifted, k_off)), step);
   return hn::IfThenElse(hn::IsNaN(x), hn::Add(x, x), y);
 }
 
-// 1.2 ulp
-template <Exp kind = Exp::fast, class D, class V = hn::Vec<D>>
+// 1.5 ulp
+template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp(D d, V x) {
   const auto moderate = hn::Lt(hn::Abs(x), all(d, C<D>::exp_limit));
-  if (HWY_UNLIKELY(!hn::AllTrue(d, moderate))) return exp_anywhere<kind>(d, x);
+  if (HWY_UNLIKELY(!hn::AllTrue(d, moderate))) return exp_anywhere(d, x);
   const Reduced<V> r = reduce(d, x);
-  return scale(d, exp_reduced<kind>(d, r), r.shifted);
+  return scale(d, exp_reduced(d, r), r.shifted);
 }
 
 // exp(x) - 1 = (2 ** k hi + (2 ** k - 1)) + 2 ** k (exp(r) - 1 - hi) for |x| < exp_limit.
@@ -224,16 +217,16 @@ HWY_INLINE V expm1_moderate(D d, V x) {
   return hn::MulAdd(power, rest, hn::MulAdd(power, reduced.hi, hn::Sub(power, one)));
 }
 
-// exp(x) - 1: 1.3 ulp
+// exp(x) - 1: 1.5 ulp
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V expm1(D d, V x) {
   const auto moderate = hn::Lt(hn::Abs(x), all(d, C<D>::exp_limit));
   const V y = hn::CopySign(expm1_moderate(d, x), x);
   if (HWY_LIKELY(hn::AllTrue(d, moderate))) return y;
-  return hn::IfThenElse(moderate, y, hn::Sub(exp_anywhere<Exp::fast>(d, x), all(d, 1)));
+  return hn::IfThenElse(moderate, y, hn::Sub(exp_anywhere(d, x), all(d, 1)));
 }
 
-// 1.8 ulp. q = y / (y + 2), y = exp(2 x) - 1. Near 0, y / 2 - y / 2 q is the same but for the errors of y + 2 and q.
+// 2 ulp. q = y / (y + 2), y = exp(2 x) - 1. Near 0, y / 2 - y / 2 q is the same but for the errors of y + 2 and q.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V tanh(D d, V x) {
   const V a = hn::Abs(x), most = all(d, C<D>::tanh_one), b = hn::IfThenElse(hn::Gt(a, most), most, a);
@@ -282,7 +275,7 @@ HWY_NOINLINE V log_anywhere(D d, V x) {
   return hn::IfThenElse(hn::Ge(x, zero), y, hn::NaN(d));
 }
 
-// 1 ulp
+// 1.2 ulp
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V log(D d, V x) {
   const Parts<V> p = parts(d, x);
@@ -290,7 +283,7 @@ HWY_INLINE V log(D d, V x) {
   return log_parts(d, p.e, p.f);
 }
 
-// log(1 + x): 1.7 ulp. Of u = 1 + x, which is rounded, only e is used: f = 2 ** -e x + (2 ** -e - 1).
+// log(1 + x): 1.8 ulp. Of u = 1 + x, which is rounded, only e is used: f = 2 ** -e x + (2 ** -e - 1).
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V log1p(D d, V x) {
   const V one = all(d, 1), u = hn::Add(one, x);
@@ -301,10 +294,10 @@ HWY_INLINE V log1p(D d, V x) {
   return hn::CopySign(hn::IfThenElse(moderate, y, log_anywhere(d, u)), x);
 }
 
-// Both from one e = exp(-|x|), sigmoid(x) = 1 / (1 + exp(-x)): 1.7 ulp, softplus(x) = log(1 + exp(x)): 1.8 ulp.
+// Both from one e = exp(-|x|), sigmoid(x) = 1 / (1 + exp(-x)) and softplus(x) = log(1 + exp(x)): 2.6 ulp.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V softplus_sigmoid(D d, V x, V& sigmoid) {
-  const V e = exp<Exp::exact>(d, hn::Or(x, hn::SignBit(d))), one = all(d, 1);
+  const V e = exp(d, hn::Or(x, hn::SignBit(d))), one = all(d, 1);
   const V base = hn::IfNegativeThenElse(x, e, one);  // base / (1 + e), such that the errors of 1 + e and / weigh less
   sigmoid = hn::NegMulAdd(base, hn::Div(e, hn::Add(one, e)), base);
   // log(1 + e) needs no 1 + e. log_unit[0], much larger than the other terms, comes last: it is rounded but once.
@@ -324,14 +317,14 @@ HWY_INLINE V sigmoid(D d, V x) {
   return result;
 }
 
-// 1.7 ulp. 2 / sqrt(pi) times the integral of exp(-t ** 2) from 0 to x.
+// 1.6 ulp. 2 / sqrt(pi) times the integral of exp(-t ** 2) from 0 to x.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V erf(D d, V x) {
   const V a = hn::Abs(x), one = all(d, 1), most = all(d, C<D>::erf_one);
   const V near = hn::MulAdd(a, polynomial(d, hn::Mul(a, a), C<D>::erf), a);
   const V log_erfc = polynomial(d, hn::Sub(hn::IfThenElse(hn::Gt(a, most), most, a), one), C<D>::erfc);
   const Reduced<V> r = reduce(d, log_erfc);
-  const V beyond = hn::Sub(one, scale(d, exp_reduced<Exp::fast>(d, r), r.shifted));
+  const V beyond = hn::Sub(one, scale(d, exp_reduced(d, r), r.shifted));
   return hn::CopySignToAbs(hn::IfThenElse(hn::Ge(a, one), beyond, near), x);
 }
 
@@ -411,7 +404,7 @@ HWY_INLINE V sin_turned(D d, const Turned<V>& x, uint64_t quarters) {
   return hn::Xor(y, hn::And(hn::BitCast(d, hn::ShiftLeft<62>(n)), hn::SignBit(d)));
 }
 
-// sin(x) and cos(x): 1.6 ulp, as float 0.51. From 2 ** 28 on they are C's.
+// sin(x) and cos(x): 1.8 ulp, as float 1. From 2 ** 28 on they are C's.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V sin_cos(D d, V x, V& cos) {
   V sin = cos = x;
@@ -466,7 +459,7 @@ HWY_INLINE Pair<V> log_pair(D d, V e, V f) {
   return sum(hn::Mul(e, all(d, C<D>::ln2_hi)), Pair<V>{y.hi, lo});
 }
 
-// 0.9 ulp, as float 0.51: exp(y log|x|) with the sign of x where y is odd. Special values, denormal x, and results that
+// 1 ulp: exp(y log|x|) with the sign of x where y is odd. Special values, denormal x, and results that
 // may overflow or underflow are C's.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V pow(D d, V x, V y) {
