@@ -262,6 +262,18 @@ TEST_F(Cli, RefusesUnknownCommands) {
   expect_refused({""}, "unknown command", "dense");
 }
 
+TEST_F(Cli, TimesAndChecksOneCaseOfTheScalarBenchmark) {
+  for (const char* precision : {"exact", "f64", "f32"}) {
+    const Outcome outcome =
+        run({"bench", "scalar", "--ops", "300", "--iterations", "40", "--lanes", "9", "--precision", precision});
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    EXPECT_TRUE(contains(outcome.out, "300 operations, ") && contains(outcome.out, " of 9 lanes, ")) << outcome.out;
+    EXPECT_TRUE(contains(outcome.out, precision) && contains(outcome.out, " ns; C ")) << outcome.out;
+  }
+  expect_refused({"bench", "scalar", "--precision", "f16"}, "--precision: expected exact, f64 or f32");
+  expect_refused({"bench", "scalar", "--lanes", "0"}, "--lanes: expected 1 or more");
+}
+
 TEST_F(Cli, HelpGoesToStdout) {
   for (const Args& args : {Args{}, {"--help"}, {"-h"}, {"help"}}) {
     const Outcome outcome = run(args);

@@ -149,9 +149,11 @@ TEST(Fast, RandomGraphsAgreeWithExactOnes) {
           for (size_t i = 0; i < want.size(); ++i) room[i] = std::max(room[i], std::abs(moved[i] - want[i]));
         }
         const Numbers got = run(graph.compile(precision), x, w).all();
-        for (size_t i = 0; i < want.size(); ++i)
+        for (size_t i = 0; i < want.size(); ++i) {
+          if (!std::isfinite(room[i]) || std::isnan(want[i])) continue;  // near a pole, or at one
           ASSERT_NEAR(got[i], want[i], 40 * room[i] + 3000 * unit * (1 + std::abs(want[i])))
               << "seed " << seed << ", number " << i << ", " << name << ", " << (unit < 1e-9 ? "f64" : "f32");
+        }
       }
     }
   }
