@@ -43,8 +43,10 @@ bool read(PyObject* x, Var& var, py::handle& tape) {
 }
 
 void add(Operands& to, const char* who, PyObject* x) {
-  if (!read(x, to.vars.emplace_back(), to.tape))
+  py::handle tape;
+  if (!read(x, to.vars.emplace_back(), tape))
     throw py::type_error(std::string(who) + ": expected a Var or a number, got " + Py_TYPE(x)->tp_name);
+  if (tape) to.tape = py::reinterpret_borrow<py::object>(tape);
 }
 
 // What a slot returns, with exceptions as Python has them.
@@ -177,8 +179,10 @@ Operands row(const char* who, py::handle x) {
   if (!list) throw py::error_already_set();
   Operands result;
   result.vars.reserve(size_t(PySequence_Fast_GET_SIZE(list.ptr())));
-  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list.ptr()); ++i)
-    add(result, who, PySequence_Fast_GET_ITEM(list.ptr(), i));
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list.ptr()); ++i) {
+    const auto one = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(list.ptr(), i));
+    add(result, who, one.ptr());
+  }
   return result;
 }
 

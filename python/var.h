@@ -23,10 +23,11 @@ bool is_var(py::handle x);
 // A Var of the tape, or a float for a Var that is a number.
 py::object to_python(Var v, py::handle tape);
 
-// Vars and numbers as given from Python, and the Tape object of one of these Vars.
+// Vars and numbers as given from Python, and the Tape object of one of these Vars, which it keeps alive: an iterable may
+// hold the last reference.
 struct Operands {
   std::vector<Var> vars;
-  py::handle tape;
+  py::object tape;
 };
 
 // One operand each, or all those of an iterable. Throw TypeError for what is neither a Var nor a number: "who: expected

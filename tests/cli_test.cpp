@@ -270,8 +270,9 @@ TEST_F(Cli, TimesAndChecksOneCaseOfTheScalarBenchmark) {
     EXPECT_TRUE(contains(outcome.out, "300 operations, ") && contains(outcome.out, " of 9 lanes, ")) << outcome.out;
     EXPECT_TRUE(contains(outcome.out, precision) && contains(outcome.out, " ns; C ")) << outcome.out;
   }
-  expect_refused({"bench", "scalar", "--precision", "f16"}, "--precision: expected exact, f64 or f32");
-  expect_refused({"bench", "scalar", "--lanes", "0"}, "--lanes: expected 1 or more");
+  expect_refused({"bench", "scalar", "--precision", "f16"}, "--precision: expected exact, f64 or f32",
+                 "dense bench scalar");
+  expect_refused({"bench", "scalar", "--lanes", "0"}, "--lanes: expected 1 or more", "dense bench scalar");
 }
 
 TEST_F(Cli, HelpGoesToStdout) {

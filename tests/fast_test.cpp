@@ -304,6 +304,41 @@ TEST(Fast, SoftmaxAndLogsumexpDoNotOverflow) {
   }
 }
 
+TEST(Fast, SoftmaxHasTheSameBitsWhateverTheOtherLanesHoldAndIsAccurate) {
+  std::mt19937_64 random(4);
+  for (const Precision precision : fast)
+    for (const size_t count : {2u, 3u, 4u, 5u, 9u}) {
+      Tape tape;
+      Row x;
+      for (size_t i = 0; i < count; ++i) x.push_back(tape.input());
+      const Program program = tape.compile(softmax(x), {}, precision);
+      for (int round = 0; round < fuzz_rounds(200); ++round) {
+        constexpr size_t lanes = 9;
+        Numbers in(count * lanes), values(count * lanes);
+        for (double& v : in) v = float(std::ldexp(double(random() >> 11), -53));
+        in[0] -= Numbers{0, 20, 75, 600}[round % 4];
+        in[1] = Numbers{2000, nan, inf, -inf}[round % 4];  // in lane 1
+        program.run({.inputs = in, .values = values, .lanes = int(lanes)});
+        for (size_t lane = 0; lane < lanes; ++lane) {
+          Numbers one, got, alone(count);
+          for (size_t i = 0; i < count; ++i)
+            one.push_back(in[i * lanes + lane]), got.push_back(values[i * lanes + lane]);
+          program.run({.inputs = one, .values = alone});
+          ASSERT_TRUE(same_bits(got, alone)) << count << " operands, lane " << lane;
+          if (lane == 1) continue;
+          const double unit = precision == Precision::f64 ? 0x1p-53 : 0x1p-24;
+          const long double largest = *std::ranges::max_element(one);
+          long double total = 0;
+          for (double v : one) total += std::exp(v - largest);
+          for (size_t i = 0; i < count; ++i) {
+            const double want = double(std::exp(one[i] - largest) / total);
+            ASSERT_NEAR(got[i], want, 10 * unit * want * (1 + double(largest - one[i])) + 1e-37);
+          }
+        }
+      }
+    }
+}
+
 TEST(Fast, NaNAndInfinitiesArePropagated) {
   for (const Precision precision : fast) {
     Tape tape;

@@ -160,25 +160,20 @@ struct Lanes {
     });
     return x + count;
   }
-  // Of K operands. Not the largest is taken off all but the first, which is ready first and has the exponential 1 then,
-  // unless that could overflow. The last is ready last.
+  // Of K operands, of which the last is ready last.
   template <size_t K>
   HWY_INLINE Word softmax(Word at) const {
     const auto y = rows<K>(at + 1), x = rows<K>(at + 1 + K);
     each([&](size_t lane) HWY_ATTR {
       std::array<V, K> e;
       unrolled<K>([&](auto k) HWY_ATTR { e[k] = x.load(k, lane); });
-      std::array<V, K - 1> off;
-      unrolled<K - 1>([&](auto k) HWY_ATTR { off[k] = hn::Sub(e[k + 1], e[0]); });
-      V largest_off = hn::Abs(off[0]);
-      unrolled<K - 2>([&](auto k) HWY_ATTR { largest_off = hn::Max(largest_off, hn::Abs(off[k + 1])); });
-      if (HWY_LIKELY(hn::AllTrue(d, hn::Lt(largest_off, hn::Set(d, math::C<D>::exp_limit - 8))))) {
-        off = exp_row(off);
-        e[0] = hn::Set(d, T(1));
-        unrolled<K - 1>([&](auto k) HWY_ATTR { e[k + 1] = off[k]; });
-      } else {
-        e = exp_of_less(e);
-      }
+      V m = e[0];
+      unrolled<K - 1>([&](auto k) HWY_ATTR { m = hn::Max(m, e[k + 1]); });
+      unrolled<K>([&](auto k) HWY_ATTR { e[k] = hn::Sub(e[k], m); });
+      V sum = e[0];  // of what is not above 0; a NaN stays one
+      unrolled<K - 1>([&](auto k) HWY_ATTR { sum = hn::Add(sum, e[k + 1]); });
+      if (HWY_LIKELY(hn::AllTrue(d, hn::Gt(sum, hn::Set(d, -math::C<D>::exp_limit))))) e = exp_row(e);
+      else e = exp_of_each(e);
       V total = e[0];
       unrolled<K - 1>([&](auto k) HWY_ATTR { total = hn::Add(total, e[k + 1]); });
       const V scale = hn::Div(hn::Set(d, T(1)), total);
@@ -186,25 +181,25 @@ struct Lanes {
     });
     return at + 1 + 2 * K;
   }
-  // exp of each, which are moderate. In a single lane the first two make a vector.
+  // exp of each, which are moderate. In a single lane the first three make a vector.
   template <size_t K>
   static HWY_INLINE std::array<V, K> exp_row(std::array<V, K> x) {
 #if HWY_TARGET != HWY_SCALAR
     const hn::CappedTag<T, 2> two;
-    if constexpr (One && K == 3) {
-      const auto y = moderate_exp(two, hn::Combine(two, x[1], x[0]));
-      return {hn::LowerHalf(d, y), hn::UpperHalf(d, y), moderate_exp(d, x[2])};
+    const hn::CappedTag<T, 4> four;
+    if constexpr (One && K == 4 && hn::MaxLanes(four) == 4) {
+      const auto y = moderate_exp(four, hn::Combine(four, hn::Combine(two, x[2], x[2]), hn::Combine(two, x[1], x[0])));
+      const auto low = hn::LowerHalf(two, y), high = hn::UpperHalf(two, y);
+      return {hn::LowerHalf(d, low), hn::UpperHalf(d, low), hn::LowerHalf(d, high), moderate_exp(d, x[3])};
     }
 #endif
     unrolled<K>([&](auto k) HWY_ATTR { x[k] = moderate_exp(d, x[k]); });
     return x;
   }
-  // exp of each less the largest.
+  // The same bits, but of any numbers.
   template <size_t K>
-  static HWY_NOINLINE std::array<V, K> exp_of_less(std::array<V, K> x) {
-    V m = x[0];
-    for (const V& one : x) m = hn::IfThenElse(hn::Lt(m, one), one, m);
-    for (V& one : x) one = math::exp(d, hn::Sub(one, m));
+  static HWY_NOINLINE std::array<V, K> exp_of_each(std::array<V, K> x) {
+    for (V& one : x) one = math::exp(d, one);
     return x;
   }
 
@@ -370,6 +365,7 @@ HWY_INLINE void interpret_fast(Word at, Word end, const L& lanes) {
       case Header::softmax_grad_kernel(2): at = lanes.template softmax_grad<2>(at); break;
       case Header::softmax_grad_kernel(3): at = lanes.template softmax_grad<3>(at); break;
       case Header::softmax_grad_kernel(4): at = lanes.template softmax_grad<4>(at); break;
+      case Header::mix_kernel(0, 0): at = lanes.mix(at); break;
       case Header::mix_kernel(0, 1): at = lanes.template mix<0, 1>(at); break;
       case Header::mix_kernel(0, 2): at = lanes.template mix<0, 2>(at); break;
       case Header::mix_kernel(0, 3): at = lanes.template mix<0, 3>(at); break;

@@ -142,6 +142,11 @@ HWY_INLINE V tree(D d, const V* powers, const T (&c)[n]) {
 }
 template <size_t first = 0, class D, class V, class T, size_t n>  // from c[first] on
 HWY_INLINE V polynomial(D d, V x, const T (&c)[n]) {
+  if constexpr (sizeof(T) == 4) {  // short ones, for which two products less weigh more than the way
+    V y = all(d, c[n - 1]);
+    for (size_t i = n - 1; i-- > first;) y = hn::MulAdd(y, x, all(d, c[i]));
+    return y;
+  }
   const V x2 = hn::Mul(x, x), x4 = hn::Mul(x2, x2), x8 = hn::Mul(x4, x4);
   const V powers[] = {x, x2, x4, x8, hn::Mul(x8, x8)};
   return tree<first, n - first>(d, powers, c);

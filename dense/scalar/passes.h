@@ -1,4 +1,4 @@
-// What compiling does to a tape before it becomes code. Each pass takes time linear in the tape.
+// What compiling does to a tape before it becomes code or a stream. Each pass takes time linear in the tape.
 #pragma once
 
 #include "dense/scalar/tape.h"

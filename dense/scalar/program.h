@@ -29,8 +29,8 @@ class Program {
   };
   using Batch = BatchOf<double>;
 
-  // Runs forward and, where it was compiled with wrt, backward. On one thread it allocates nothing after the first run
-  // with few lanes and the first with many. May be called from several threads at once. values and grads may be the memory
+  // Runs forward and, where gradients are asked for, backward. On one thread it allocates nothing once it has run with as
+  // many lanes. May be called from several threads at once. values and grads may be the memory
   // that inputs are in, row for row. Throws Error for spans of another length, before anything is written, and for an
   // `at` beyond its operands, when other lanes may have been written.
   void run(const Batch& batch) const;

@@ -13,7 +13,7 @@ struct Stream {
   std::vector<uint32_t> words;
   size_t backward = 0;                                // index of the first word of the gradient
   std::vector<std::pair<int32_t, double>> constants;  // slot, value
-  std::vector<int32_t> slot_of;                       // for inputs and results, by place on the tape; none: not needed
+  std::vector<int32_t> slot_of;                       // by place on the tape; none: not needed
   int32_t slots = 0, operations = 0;
 
   static constexpr int32_t none = -1;

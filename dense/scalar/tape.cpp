@@ -82,8 +82,8 @@ Var record(Op op, std::span<const Var> x) {
   const int arity = rule(op).arity;
   if (arity != any_number && x.size() != size_t(arity))
     fail(rule(op).name, ": expected ", arity, " operands, got ", x.size());
-  const bool wants_some = op == Op::at || op == Op::peak || op == Op::logsumexp;
-  if (!rule(op).value || (op == Op::dot && x.size() % 2) || (wants_some && x.empty()))
+  const size_t least = op == Op::at ? 2 : op == Op::peak || op == Op::logsumexp ? 1 : 0;
+  if (!rule(op).value || (op == Op::dot && x.size() % 2) || x.size() < least)
     fail(rule(op).name, ": expected to be recorded by its own function");
   if (Tape* tape = tape_of(x)) {
     tape->keep(0);  // of an operation that failed halfway
@@ -111,6 +111,7 @@ Var dot(std::span<const Var> a, std::span<const Var> b) {
 }
 
 Var at(std::span<const Var> x, Var index) {
+  if (x.empty()) fail("at: expected one operand or more, got none");
   if (!index.tape()) checked_index(index.number(), x.size());
   std::vector<Var> operands{index};
   operands.insert(operands.end(), x.begin(), x.end());

@@ -174,7 +174,8 @@ inline Var where(Var condition, Var a, Var b) { return record(Op::where, {condit
 Var sum(std::span<const Var> x);
 // 0 + a[0] * b[0] + a[1] * b[1] + ..., in this order. Throws Error for different lengths.
 Var dot(std::span<const Var> a, std::span<const Var> b);
-// x[index] for an index computed or given at run time; running throws Error when it is not one of 0, 1, ..., n - 1.
+// x[index] for an index computed or given at run time; running throws Error when it is not one of 0, 1, ..., n - 1. Throws
+// Error for an empty x.
 Var at(std::span<const Var> x, Var index);
 // exp(x[i] - m) divided by the sum of these, where m, the largest x, counts as a constant. Divided the way of Python's
 // microgpt, by a product with sum ** -1. Throws Error for an empty x.

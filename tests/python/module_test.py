@@ -597,3 +597,11 @@ def test_everything_public_is_documented():
             if not name.startswith("_"):
                 words = [line for line in (thing.__doc__ or "").splitlines() if not line.startswith(name + "(")]
                 assert any(words), name
+
+
+def test_an_iterable_may_hold_the_last_reference_to_a_tape():
+    for function in (dense.sum, dense.softmax, dense.logsumexp):
+        y = function(dense.Tape().input() for _ in range(1))
+        y = y[0] if isinstance(y, list) else y
+        gc.collect()
+        assert repr(y).startswith("Var 1")
