@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <tuple>
 
 #include "dense/scalar/error.h"
 #include "dense/scalar/passes.h"
@@ -109,8 +110,8 @@ class Assembler {
       const auto backward = std::ranges::lower_bound(order, forward_);
       for (auto begin = order.begin(); begin != order.end();) {
         const auto end = begin + std::min<ptrdiff_t>(window, (begin < backward ? backward : order.end()) - begin);
-        std::stable_sort(begin, end, [&](int32_t x, int32_t y) {
-          return start_[x] != start_[y] ? start_[x] < start_[y] : ready_[x] < ready_[y];
+        std::sort(begin, end, [&](int32_t x, int32_t y) {
+          return std::tuple(start_[x], ready_[x], x) < std::tuple(start_[y], ready_[y], y);
         });
         begin = end;
       }
@@ -189,7 +190,7 @@ class Assembler {
     order_.resize(results);
     std::iota(order_.begin(), order_.end(), 0);
     const int32_t late = op == Op::softmax_grad ? results : 0;
-    if (results > 1) std::ranges::stable_sort(order_, {}, [&](int32_t i) { return ready_[x[late + i]]; });
+    if (results > 1) std::ranges::sort(order_, {}, [&](int32_t i) { return std::pair(ready_[x[late + i]], i); });
   }
 
   void write_pair(Op op, int32_t partner, int32_t x) {
@@ -211,7 +212,7 @@ class Assembler {
       else products_.insert(products_.end(), {slot(x[k]), slot(x[k + 1])});
     }
     // what is ready last is added last
-    if (singles_.size() < 8) std::ranges::stable_sort(singles_, {}, [&](int32_t y) { return ready_[y]; });
+    if (singles_.size() < 8) std::ranges::sort(singles_, {}, [&](int32_t y) { return std::pair(ready_[y], y); });
     for (int32_t& single : singles_) single = slot(single);
     if (x.size() < Header::most_terms) release(x);  // else the result is written before the last operand is read
     const int32_t out = allocate(y_);
