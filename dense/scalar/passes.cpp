@@ -117,8 +117,7 @@ Simplified simplify(Tape& work, Precision precision) {
       const auto is_one = [&](int32_t place) {
         return work.nodes()[place].op == Op::constant && work.constant_value(work.nodes()[place]) == 1;
       };
-      if (x.size() == 1) same[y] = x[0];
-      else if (products && x.size() == 2 && is_one(x[1])) same[y] = x[0];
+      if (x.size() == 1 || (products && x.size() == 2 && is_one(x[1]))) same[y] = x[0];
       else if (products && x.size() == 2 && is_one(x[0])) same[y] = x[1];
       if (same[y] != y) continue;
       if (x.size() == 2 && x[1] < x[0]) std::swap(x[0], x[1]);

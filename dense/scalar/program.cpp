@@ -292,7 +292,7 @@ class Run {
       for (size_t y = 0; y < seeds; ++y) {
         for (const Copy& copy : p_.seeded)
           for (int32_t i = 0; i < copy.length; ++i)
-            std::fill_n(rows + size_t(copy.slot + i) * width_, width_, T(size_t(copy.at + i) == y));
+            std::fill_n(rows + (size_t(copy.slot) + size_t(i)) * width_, width_, T(size_t(copy.at) + size_t(i) == y));
         p_.backward(rows, width_);
         write_jacobian(y, rows, lane, here);
       }
@@ -305,7 +305,7 @@ class Run {
     if (lanes_ == 1) return write(batch_.shared_grads, p_.shared_grads, size_t(p_.shared_wrt), rows, 0, 1);
     for (const Copy& copy : p_.shared_grads)
       for (int32_t i = 0; i < copy.length; ++i) {
-        const T* row = rows + size_t(copy.slot + i) * width_;
+        const T* row = rows + (size_t(copy.slot) + size_t(i)) * width_;
         double& sum = lease.sums[copy.at + i];
         if (p_.precision == Precision::exact) sum = std::accumulate(row, row + here, sum);
         else sum += lane_sum(row, here);
@@ -319,8 +319,8 @@ class Run {
         continue;
       }
       for (int32_t i = 0; i < copy.length; ++i) {
-        T* row = rows + size_t(copy.slot + i) * width_;
-        const size_t at = size_t(copy.at + i);
+        T* row = rows + (size_t(copy.slot) + size_t(i)) * width_;
+        const size_t at = size_t(copy.at) + size_t(i);
         const U* x = from.data() + (batch_.by_lane ? lane * count + at : at * lanes_ + lane);
         if (!batch_.by_lane) std::copy_n(x, here, row);
         else
@@ -338,8 +338,8 @@ class Run {
         continue;
       }
       for (int32_t i = 0; i < copy.length; ++i) {
-        const T* row = rows + size_t(copy.slot + i) * width_;
-        const size_t at = size_t(copy.at + i);
+        const T* row = rows + (size_t(copy.slot) + size_t(i)) * width_;
+        const size_t at = size_t(copy.at) + size_t(i);
         U* x = to.data() + (batch_.by_lane ? lane * count + at : at * lanes_ + lane);
         if (!batch_.by_lane) std::copy_n(row, here, x);
         else
@@ -350,11 +350,11 @@ class Run {
 
   // The derivatives of output y.
   void write_jacobian(size_t y, const T* rows, size_t lane, size_t here) {
-    const auto wrt = size_t(p_.wrt + p_.shared_wrt), outputs = size_t(p_.outputs);
+    const auto wrt = size_t(p_.wrt) + size_t(p_.shared_wrt), outputs = size_t(p_.outputs);
     for (const Copy& copy : p_.jacobian)
       for (int32_t i = 0; i < copy.length; ++i) {
-        const T* row = rows + size_t(copy.slot + i) * width_;
-        const size_t x = size_t(copy.at + i);
+        const T* row = rows + (size_t(copy.slot) + size_t(i)) * width_;
+        const size_t x = size_t(copy.at) + size_t(i);
         for (size_t l = 0; l < here; ++l)
           batch_.jacobian[batch_.by_lane ? ((lane + l) * outputs + y) * wrt + x : (y * wrt + x) * lanes_ + lane + l] =
               U(row[l]);
