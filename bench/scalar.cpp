@@ -12,6 +12,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -346,9 +347,11 @@ int bench_scalar_command(const Call& call) {
                    call.program + " --precision f32 --lanes 16")) {
     return 0;
   }
-  constexpr const char* names[] = {"exact", "f64", "f32"};
-  const auto name = std::find(std::begin(names), std::end(names), bench.precision);
-  if (name == std::end(names)) fail("--precision: expected exact, f64 or f32, got \"", bench.precision, '"');
+  const auto name = std::ranges::find(precision_names, bench.precision);
+  if (name == std::end(precision_names)) fail("--precision: expected exact, f64 or f32, got \"", bench.precision, '"');
+  constexpr std::string_view isas[] = {"best", "avx512", "avx2", "portable"};
+  if (std::ranges::find(isas, bench.isa) == std::end(isas))
+    fail("--isa: expected avx512, avx2, portable or best, got \"", bench.isa, '"');
   if (bench.isa != "best") setenv("DENSE_ISA", bench.isa.c_str(), 1);
 
   if (call.args.empty()) {
@@ -362,7 +365,7 @@ int bench_scalar_command(const Call& call) {
     return 0;
   }
   const int lanes = std::min(bench.lanes, bench.iterations), batches = (bench.iterations - 1) / lanes + 1;
-  const Times t = measure(published(bench.ops), {Precision(name - names), lanes, batches, bench.threads, 5});
+  const Times t = measure(published(bench.ops), {Precision(name - precision_names), lanes, batches, bench.threads, 5});
   fmt::print(
       "{} operations, {} runs of {} lanes, {}, isa {}, threads {}: {:.2f} ns; C {:.2f} ns, {:.1f} x; error {:.0e}\n",
       with_commas(bench.ops), with_commas(batches), with_commas(lanes), bench.precision, bench.isa, bench.threads,

@@ -109,11 +109,9 @@ void add_functions(py::module_& m) {
         "log(exp(x[0]) + exp(x[1]) + ...) without overflow. Raises Error for an empty x.");
 }
 
-constexpr const char* precisions[] = {"exact", "f64", "f32"};  // as in enum Precision
-
 Precision precision_named(Object name) {
   for (int i = 0; i < 3; ++i)
-    if (py::isinstance<py::str>(name) && name.equal(py::str(precisions[i]))) return Precision(i);
+    if (py::isinstance<py::str>(name) && name.equal(py::str(precision_names[i]))) return Precision(i);
   const std::string error = "compile: precision: expected 'exact', 'f64' or 'f32', got " + std::string(py::repr(name));
   if (!py::isinstance<py::str>(name)) throw py::type_error(error);
   fail(error);
@@ -283,7 +281,7 @@ to compile. Arguments as in run.)";
 
 std::string repr_program(const Program& p) {
   return "<dense.Program: " + std::to_string(p.inputs()) + " inputs, " + std::to_string(p.shared()) + " shared, " +
-         std::to_string(p.outputs()) + " outputs, " + precisions[int(p.precision())] + ">";
+         std::to_string(p.outputs()) + " outputs, " + precision_names[int(p.precision())] + ">";
 }
 
 void add_program(py::module_& m) {
@@ -299,7 +297,7 @@ void add_program(py::module_& m) {
   const auto jacobian_any = [](const Program& p, Object X, Object shared, int threads) {
     return (p.precision() == Precision::f32 ? jacobian<float> : jacobian<double>)(p, X, shared, threads);
   };
-  const auto precision = [](const Program& p) { return precisions[int(p.precision())]; };
+  const auto precision = [](const Program& p) { return precision_names[int(p.precision())]; };
 
   py::class_<Program>(m, "Program", "What a Tape holds, compiled. Threads may run it at the same time.")
       .def("run", run_any, "X"_a = py::tuple(), "shared"_a = py::none(), "seeds"_a = py::none(), "threads"_a = 0,

@@ -272,6 +272,8 @@ TEST_F(Cli, TimesAndChecksOneCaseOfTheScalarBenchmark) {
   }
   expect_refused({"bench", "scalar", "--precision", "f16"}, "--precision: expected exact, f64 or f32",
                  "dense bench scalar");
+  expect_refused({"bench", "scalar", "--isa", "sse"}, "--isa: expected avx512, avx2, portable or best",
+                 "dense bench scalar");
   expect_refused({"bench", "scalar", "--lanes", "0"}, "--lanes: expected 1 or more", "dense bench scalar");
 }
 

@@ -1,7 +1,6 @@
 #include "dense/scalar/kernels.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <string_view>

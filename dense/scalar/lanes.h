@@ -341,6 +341,7 @@ HWY_NOINLINE Word seldom(Word at, const L& lanes) {
   // clang-format on
 }
 
+// sub and div stand here a second time: the way through seldom would cost them more than their work.
 template <class L>
 HWY_INLINE void interpret_fast(Word at, Word end, const L& lanes) {
   using V = typename L::V;

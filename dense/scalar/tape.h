@@ -30,9 +30,11 @@ enum class Op : uint8_t {
 // clang-format on
 
 // How a program computes. exact: float64, C's functions, every sum in the order recorded: the numbers of the same
-// arithmetic in Python. f64 and f32: in these types by own vector functions (math.h: within an ulp or two), fused
-// multiply-add and sums in an order of the compiler's; the same bits for any number of lanes and threads.
+// arithmetic in Python. f64 and f32: in these types by own vector functions (math.h: within 2 ulp, softplus and sigmoid
+// 2.6), fused multiply-add and sums in an order of the compiler's; the same bits for any number of lanes and threads.
+// In their gradients numbers too small to be normal count as 0.
 enum class Precision : uint8_t { exact, f64, f32 };
+inline constexpr const char* precision_names[] = {"exact", "f64", "f32"};
 
 class Tape;
 class Program;
@@ -77,8 +79,8 @@ class Tape {
 
   // A program for the values of `outputs` and, for one output or seeded sums of several, the gradient with respect to
   // `wrt`, which are inputs of either kind. Exact programs accumulate gradients in the order described in gradient.h.
-  // Time and memory are linear in the tape. Throws Error without outputs, for a Var of another tape, for a wrt that is not
-  // an input, and beyond 2^30 results.
+  // Time and memory are linear in the tape. Throws Error without outputs, for a Var of another tape, for a wrt that is
+  // not an input, beyond 2^30 results, and for 2^24 operands of one operation (of a sum or dot only where exact).
   Program compile(std::span<const Var> outputs, std::span<const Var> wrt = {},
                   Precision precision = Precision::exact) const;
   Program compile(std::initializer_list<Var> outputs, std::span<const Var> wrt = {},
@@ -86,8 +88,8 @@ class Tape {
   Program compile(std::initializer_list<Var> outputs, std::initializer_list<Var> wrt,
                   Precision precision = Precision::exact) const;
 
-  // Records dy/dx for each x of xs, which may be any Vars of this tape, as more arithmetic: compile it, or differentiate
-  // it once more. A constant 0 where y does not depend on x. Throws Error for a Var of another tape.
+  // Records dy/dx for each x of xs, which may be any Vars of this tape, as more arithmetic: compile it, or
+  // differentiate it once more. A constant 0 where y does not depend on x. Throws Error for a Var of another tape.
   std::vector<Var> gradient(Var y, std::span<const Var> xs);
 
   // From here on for the compiler's passes. A place is the number of a node.
@@ -174,8 +176,8 @@ inline Var where(Var condition, Var a, Var b) { return record(Op::where, {condit
 Var sum(std::span<const Var> x);
 // 0 + a[0] * b[0] + a[1] * b[1] + ..., in this order. Throws Error for different lengths.
 Var dot(std::span<const Var> a, std::span<const Var> b);
-// x[index] for an index computed or given at run time; running throws Error when it is not one of 0, 1, ..., n - 1. Throws
-// Error for an empty x.
+// x[index] for an index computed or given at run time; running throws Error when it is not one of 0, 1, ..., n - 1.
+// Throws Error for an empty x.
 Var at(std::span<const Var> x, Var index);
 // exp(x[i] - m) divided by the sum of these, where m, the largest x, counts as a constant. Divided the way of Python's
 // microgpt, by a product with sum ** -1. Throws Error for an empty x.
