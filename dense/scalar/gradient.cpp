@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <unordered_map>
 
 #include "dense/scalar/rules.h"
@@ -19,11 +20,19 @@ bool differentiable(Op op, int k) {
     case Op::less:
     case Op::less_equal:
     case Op::equal:
+    case Op::row_max:
     case Op::peak: return false;
     case Op::where:
     case Op::at: return k > 0;
     default: return true;
   }
+}
+
+// The operation that carries the gradient of a sum over a row back to the row, and the other way round.
+std::optional<Op> mirror(Op op) {
+  if (op == Op::row_sum) return Op::across;
+  if (op == Op::across) return Op::row_sum;
+  return {};
 }
 
 // A place where a node is read: by `reader`, with local derivative `weight`. Readers from the number of nodes on stand
@@ -101,7 +110,7 @@ Order depth_first(const Tape& tape, std::span<const int32_t> outputs, std::span<
       } else {
         while (k < node.count && !(differentiable(node.op, k) && descend(x[k]))) ++k;
         for (int32_t i = k - 1; i >= 0 && k == node.count; --i) {
-          if (node.op == Op::softmax) edge(x[i], one, y + i);
+          if (node.op == Op::softmax || mirror(node.op)) edge(x[i], one, y + i);
           else if (differentiable(node.op, i)) edge(x[i], ~i, y);
         }
       }
@@ -196,6 +205,8 @@ Gradient record_gradient(Tape& tape, std::span<const int32_t> outputs, std::span
       for (int k = 0; k < node.count; ++k) operands[k] = var(tape.operands(node)[k]);
       const auto p = rule(node.op).partials(operands.data(), var(x));
       for (int k = 0; k < node.count; ++k) partials[x][k] = place(p[k]);
+    } else if (const auto op = mirror(node.op)) {
+      passed[x] = tape.record(*op, {grad[x]});
     } else if (node.op == Op::softmax) {
       pass_softmax(x, node.count);
     } else if (node.op == Op::logsumexp) {

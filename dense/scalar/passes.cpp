@@ -123,7 +123,7 @@ Simplified simplify(Tape& work, Precision precision) {
       if (x.size() == 2 && x[1] < x[0]) std::swap(x[0], x[1]);
     }
     if (node.op == Op::input || node.op == Op::shared || node.count > 3 || rule(node.op).arity == any_number) continue;
-    if (node.count > 0) {
+    if (node.count > 0 && node.op != Op::row_sum) {
       std::array<double, 3> numbers{};
       bool constant = true;
       for (int k = 0; k < node.count && constant; ++k) {

@@ -68,6 +68,9 @@ constexpr Rule rules[] = {
   {Op::peak,       "peak",       any_number, [](X x, int n) { return *std::max_element(x, x + n); },  nullptr},  // the largest, counted as a constant
   {Op::softmax,    "softmax",    any_number, nullptr,                                 nullptr},  // softmax_formula, below
   {Op::logsumexp,  "logsumexp",  any_number, [](X x, int n) { return logsumexp_formula(numbers(x, n)).number(); },  nullptr},  // dy/dx = softmax(x)
+  {Op::row_sum,    "row_sum",    1, [](X x, int) { return x[0]; },                    nullptr},  // of a row of one; dy/dx = across
+  {Op::row_max,    "row_max",    1, [](X x, int) { return x[0]; },                    nullptr},  // counted as a constant
+  {Op::across,     "across",     1, [](X x, int) { return x[0]; },                    nullptr},  // dy/dx = row_sum
   {Op::gather,     "gather",     1, [](X x, int) { return x[0]; },                    nullptr},
   {Op::reciprocal, "reciprocal", 1, [](X x, int) { return c_pow(x[0], -1); },    nullptr},
   {Op::reciprocal_square, "reciprocal_square", 1, [](X x, int) { return c_pow(x[0], -2); },  nullptr},

@@ -25,6 +25,7 @@ enum class Op : uint8_t {
   exp, log, log1p, expm1, sqrt, rsqrt, tanh, sigmoid, softplus, erf, sin, cos, abs, relu,
   min, max, less, less_equal, equal, where,
   sum, dot, at, peak, softmax, logsumexp,
+  row_sum, row_max, across,  // of formulas over the rows of a tensor: reductions to one value a row, and back to the row
   gather, reciprocal, reciprocal_square, root, square, softmax_grad, softplus_sigmoid, sin_cos, mix,  // a program's own
 };
 // clang-format on

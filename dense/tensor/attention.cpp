@@ -1,0 +1,691 @@
+// The kernels of attention.h. All of them are small matrix products with steps on their results in between. Of each
+// product the result has one index along the lanes of vectors and one along rows. In the forward pass and for dq, queries
+// are the lanes: q (and dout) of up to 64 queries are transposed once, k and v are used as they lie in memory, number by
+// number, and row maxima, sums and masks need no work across lanes. For dk and dv, keys are the lanes. With few queries,
+// as in decoding, keys are the lanes as well, each block of them being transposed once for all heads that share it.
+#ifndef DENSE_TENSOR_ATTENTION_CPP_
+#define DENSE_TENSOR_ATTENTION_CPP_
+#include "dense/tensor/attention.h"
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "dense/scalar/error.h"
+#include "dense/tensor/threads.h"
+
+namespace dense {
+
+// Queries and keys come in blocks of as many. Of keys this is part of the contract: it decides on the bits.
+inline constexpr int64_t block = 64;
+
+struct Attention::Call {
+  const AttentionSpec& spec;
+  const int32_t *lengths, *starts;
+  const void *q, *k, *v, *dout;
+  const void* out_read;
+  void *out, *lse, *delta;  // lse, delta (B, H, T)
+  void *dq, *dk, *dv;
+  bool few;  // keys along the lanes in the forward pass
+
+  int64_t group() const { return spec.heads / spec.kv_heads; }
+  int64_t query_blocks() const { return (spec.queries + block - 1) / block; }
+  int64_t key_blocks() const { return (spec.keys + block - 1) / block; }
+  int64_t length(int64_t b) const { return lengths ? std::clamp<int64_t>(lengths[b], 0, spec.keys) : spec.keys; }
+  int64_t start(int64_t b) const { return starts ? starts[b] : 0; }
+};
+
+// The keys that a query sees: first .. last - 1. Both rise with its position.
+struct KeyRange {
+  int64_t first, last;
+};
+inline KeyRange keys_of(const AttentionSpec& spec, int64_t position, int64_t length) {
+  return {spec.window ? std::max<int64_t>(0, position - spec.window + 1) : 0,
+          spec.causal   ? std::min(length, position + 1)
+          : spec.window ? std::min(length, position + spec.window)
+                        : length};
+}
+
+// What one thread needs, in numbers: four matrices of (D, 64), two of (64, 64) and some rows of 64. They start a little
+// past powers of two, for the cache's sake.
+struct Areas {
+  int64_t dim;  // D in whole vectors
+  explicit Areas(int64_t head_dim) : dim((head_dim + 15) / 16 * 16) {}
+  int64_t by_dim(int i) const { return i * (dim * block + 16); }
+  int64_t square(int i) const { return by_dim(4) + i * (block * block + 16); }
+  int64_t row(int i) const { return square(2) + i * block; }
+  int64_t size() const { return row(8); }
+};
+
+}  // namespace dense
+#endif
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "dense/tensor/attention.cpp"
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "dense/scalar/math.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace dense {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// f(0), ..., f(K - 1) without a loop, so that arrays of vectors stay in registers.
+template <size_t K, class F>
+HWY_INLINE void unrolled(const F& f) {
+  [&]<size_t... k>(std::index_sequence<k...>) HWY_ATTR { (f(std::integral_constant<size_t, k>()), ...); }
+  (std::make_index_sequence<K>());
+}
+
+// The numbers p[i * row + j * step].
+template <class T>
+struct Numbers {
+  const T* p;
+  int64_t row, step;
+};
+
+template <class T>
+class Worker {
+  using D = hn::ScalableTag<T>;
+  using V = hn::Vec<D>;
+  static constexpr D d{};
+  static constexpr int64_t n = hn::MaxLanes(D());
+  static constexpr T lowest = std::numeric_limits<T>::lowest();
+
+  const Attention::Call& call;
+  const AttentionSpec& spec;
+  const int64_t head_dim, group;
+  const Areas areas;
+  T* const scratch;
+  const V scale, scale_in_cap, cap;
+
+  T* by_dim(int i) const { return scratch + areas.by_dim(i); }
+  T* square(int i) const { return scratch + areas.square(i); }
+  T* row(int i) const { return scratch + areas.row(i); }
+  static int64_t vectors(int64_t count) { return (count + n - 1) / n; }
+  static const T* at(const void* p, const AttentionSpec::Strides& s, int64_t b, int64_t t, int64_t h) {
+    return static_cast<const T*>(p) + b * s.batch + t * s.time + h * s.head;
+  }
+  static T* at(void* p, const AttentionSpec::Strides& s, int64_t b, int64_t t, int64_t h) {
+    return static_cast<T*>(p) + b * s.batch + t * s.time + h * s.head;
+  }
+  int64_t row_at(int64_t b, int64_t t, int64_t h) const { return (b * spec.heads + h) * spec.queries + t; }
+
+ public:
+  Worker(const Attention::Call& c, std::byte* memory)
+      : call(c),
+        spec(c.spec),
+        head_dim(c.spec.head_dim),
+        group(c.group()),
+        areas(c.spec.head_dim),
+        scratch(reinterpret_cast<T*>(memory)),
+        scale(hn::Set(d, T(c.spec.scale))),
+        scale_in_cap(hn::Set(d, c.spec.soft_cap != 0 ? T(c.spec.scale) / T(c.spec.soft_cap) : T(0))),
+        cap(hn::Set(d, T(c.spec.soft_cap))) {}
+
+  // R rows and W vectors of c (+)= a b, in registers.
+  template <size_t R, size_t W>
+  static HWY_INLINE void tile(int64_t inner, Numbers<T> a, const T* b, int64_t b_row, T* c, int64_t c_row, bool add) {
+    V sum[R][W];
+    if (add)
+      unrolled<R>([&](auto i) HWY_ATTR {
+        unrolled<W>([&](auto w) HWY_ATTR { sum[i][w] = hn::LoadU(d, c + int64_t(i) * c_row + int64_t(w) * n); });
+      });
+    else unrolled<R>([&](auto i) HWY_ATTR { unrolled<W>([&](auto w) HWY_ATTR { sum[i][w] = hn::Zero(d); }); });
+    for (int64_t j = 0; j < inner; ++j, a.p += a.step, b += b_row) {
+      V x[W];
+      unrolled<W>([&](auto w) HWY_ATTR { x[w] = hn::LoadU(d, b + int64_t(w) * n); });
+      unrolled<R>([&](auto i) HWY_ATTR {
+        const V y = hn::Set(d, a.p[int64_t(i) * a.row]);
+        unrolled<W>([&](auto w) HWY_ATTR { sum[i][w] = hn::MulAdd(x[w], y, sum[i][w]); });
+      });
+    }
+    unrolled<R>([&](auto i) HWY_ATTR {
+      unrolled<W>([&](auto w) HWY_ATTR { hn::StoreU(sum[i][w], d, c + int64_t(i) * c_row + int64_t(w) * n); });
+    });
+  }
+
+  // As many rows at a time as registers allow.
+  template <size_t W>
+  static HWY_NOINLINE void multiply(int64_t rows, int64_t inner, Numbers<T> a, const T* b, int64_t b_row, T* c,
+                                    int64_t c_row, bool add) {
+    constexpr bool many_registers = HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86;
+    constexpr size_t most = many_registers ? (W == 4 ? 6 : W == 3 ? 8 : 12) : (W == 2 ? 6 : 12);
+    const auto next = [&](auto count) HWY_ATTR {
+      tile<count(), W>(inner, a, b, b_row, c, c_row, add);
+      a.p += int64_t(count()) * a.row, c += int64_t(count()) * c_row, rows -= int64_t(count());
+    };
+    while (rows >= int64_t(most)) next(std::integral_constant<size_t, most>());
+    if constexpr (most > 8)
+      if (rows >= 8) next(std::integral_constant<size_t, 8>());
+    if (rows >= 4) next(std::integral_constant<size_t, 4>());
+    if (rows >= 2) next(std::integral_constant<size_t, 2>());
+    if (rows >= 1) next(std::integral_constant<size_t, 1>());
+  }
+
+  // c[i] (+)= sum over j of a(i, j) b[j], j rising; b[j] and c[i] are rows of `width` vectors.
+  static HWY_INLINE void multiply(int64_t rows, int64_t inner, Numbers<T> a, const T* b, int64_t b_row, T* c,
+                                  int64_t c_row, int64_t width, bool add) {
+    constexpr size_t most = HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86 ? 4 : 2;
+    for (; width >= int64_t(most); width -= most, b += int64_t(most) * n, c += int64_t(most) * n)
+      multiply<most>(rows, inner, a, b, b_row, c, c_row, add);
+    if constexpr (most > 2) {
+      if (width == 3) multiply<3>(rows, inner, a, b, b_row, c, c_row, add);
+      if (width == 2) multiply<2>(rows, inner, a, b, b_row, c, c_row, add);
+    }
+    if (width == 1) multiply<1>(rows, inner, a, b, b_row, c, c_row, add);
+  }
+
+#if HWY_TARGET == HWY_SCALAR
+  static constexpr bool in_blocks = false;
+#else
+  static constexpr bool in_blocks = std::is_same_v<T, float>;
+
+  // Within each 128-bit block: a 4 x 4 transposition.
+  static HWY_INLINE void transpose_blocks(V& a, V& b, V& c, V& e) {
+    const hn::RepartitionToWide<D> pairs;
+    const auto ab0 = hn::BitCast(pairs, hn::InterleaveLower(d, a, b)),
+               ce0 = hn::BitCast(pairs, hn::InterleaveLower(d, c, e));
+    const auto ab1 = hn::BitCast(pairs, hn::InterleaveUpper(d, a, b)),
+               ce1 = hn::BitCast(pairs, hn::InterleaveUpper(d, c, e));
+    a = hn::BitCast(d, hn::InterleaveLower(pairs, ab0, ce0));
+    b = hn::BitCast(d, hn::InterleaveUpper(pairs, ab0, ce0));
+    c = hn::BitCast(d, hn::InterleaveLower(pairs, ab1, ce1));
+    e = hn::BitCast(d, hn::InterleaveUpper(pairs, ab1, ce1));
+  }
+  // Four numbers from each of rows i, i + 4, i + 8, ...
+  static HWY_INLINE V load_blocks(const T* const* rows, int64_t i, int64_t j) {
+    const hn::CappedTag<T, 4> d4;
+    const auto part = [&](int64_t k) HWY_ATTR { return hn::LoadU(d4, rows[i + 4 * k] + j); };
+    if constexpr (n == 4) return part(0);
+    const hn::CappedTag<T, 8> d8;
+    if constexpr (n == 8) return hn::Combine(d8, part(1), part(0));
+    if constexpr (n == 16) return hn::Combine(d, hn::Combine(d8, part(3), part(2)), hn::Combine(d8, part(1), part(0)));
+  }
+  static HWY_INLINE void store_blocks(V v, T* p, int64_t stride, int64_t i, int64_t count) {
+    const hn::CappedTag<T, 4> d4;
+    const auto part = [&](auto x, int64_t k) HWY_ATTR {
+      if (i + 4 * k < count) hn::StoreU(x, d4, p + (i + 4 * k) * stride);
+    };
+    if constexpr (n == 4) part(v, 0);
+    const hn::CappedTag<T, 8> d8;
+    const auto both = [&](auto x, int64_t k)
+                          HWY_ATTR { part(hn::LowerHalf(d4, x), k), part(hn::UpperHalf(d4, x), k + 1); };
+    if constexpr (n == 8) both(v, 0);
+    if constexpr (n == 16) both(hn::LowerHalf(d8, v), 0), both(hn::UpperHalf(d8, v), 2);
+  }
+#endif
+
+  // to[j * block + i] = from[i * stride + j] for i < count; what follows up to whole vectors is as the last.
+  void lanes_from_rows(const T* from, int64_t stride, int64_t count, T* to) const {
+    for (int64_t i = 0; i < count; i += n) {
+      const T* rows[n];
+      for (int64_t k = 0; k < n; ++k) rows[k] = from + std::min(i + k, count - 1) * stride;
+      int64_t j = 0;
+      if constexpr (in_blocks)
+        for (; j + 4 <= head_dim; j += 4) {
+          V v[4];
+          unrolled<4>([&](auto k) HWY_ATTR { v[k] = load_blocks(rows, int64_t(k), j); });
+          transpose_blocks(v[0], v[1], v[2], v[3]);
+          unrolled<4>([&](auto k) HWY_ATTR { hn::StoreU(v[k], d, to + (j + int64_t(k)) * block + i); });
+        }
+      for (; j < head_dim; ++j)
+        for (int64_t k = 0; k < n; ++k) to[j * block + i + k] = rows[k][j];
+    }
+  }
+
+  // to[i * stride + j] = factor(i) * from[j * block + i] for i < count; factor gives a vector of them.
+  template <class F>
+  HWY_INLINE void rows_from_lanes(const T* from, int64_t count, const F& factor, T* to, int64_t stride) const {
+    for (int64_t i = 0; i < count; i += n) {
+      const V f = factor(i);
+      int64_t j = 0;
+      if constexpr (in_blocks)
+        for (; j + 4 <= head_dim; j += 4) {
+          V v[4];
+          unrolled<4>([&](auto k) HWY_ATTR { v[k] = hn::Mul(hn::LoadU(d, from + (j + int64_t(k)) * block + i), f); });
+          transpose_blocks(v[0], v[1], v[2], v[3]);
+          unrolled<4>([&](auto k) HWY_ATTR {
+            store_blocks(v[k], to + (i + int64_t(k)) * stride + j, stride, 0, count - i - int64_t(k));
+          });
+        }
+      for (; j < head_dim; ++j) {
+        T values[n];
+        hn::StoreU(hn::Mul(hn::LoadU(d, from + j * block + i), f), d, values);
+        for (int64_t k = 0; k < std::min(n, count - i); ++k) to[(i + k) * stride + j] = values[k];
+      }
+    }
+  }
+
+  // exp(x) for x not much above 0. Where it would not be a normal number it is 0: nothing next to the largest of a row, 1.
+  static HWY_INLINE V exp(V x) {
+    const auto reduced = math::reduce(d, x);
+    const V y = math::scale(d, math::exp_reduced(d, reduced), reduced.shifted);
+    return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -math::C<D>::exp_limit)), y);  // a NaN stays one
+  }
+
+  template <bool capped>
+  HWY_INLINE V score(V dot) const {
+    if constexpr (capped) return hn::Mul(cap, math::tanh(d, hn::Mul(dot, scale_in_cap)));
+    else return hn::Mul(dot, scale);
+  }
+
+  // f with whether there is a mask and whether a soft cap as types.
+  template <class F>
+  HWY_INLINE void with(bool masked, const F& f) const {
+    const std::true_type yes;
+    const std::false_type no;
+    if (spec.soft_cap != 0) masked ? f(yes, yes) : f(no, yes);
+    else masked ? f(yes, no) : f(no, no);
+  }
+
+  // The ranges of keys of the queries at `position` and after it, one per lane.
+  HWY_INLINE void ranges(int64_t position, int64_t length, int64_t count, T* first, T* last) const {
+    const V zero = hn::Zero(d), end = hn::Set(d, T(length)), window = hn::Set(d, T(spec.window));
+    for (int64_t i = 0; i < count; i += n) {
+      const V p = hn::Iota(d, T(position + i)), next = hn::Add(p, hn::Set(d, T(1)));
+      hn::StoreU(spec.window ? hn::Max(zero, hn::Sub(next, window)) : zero, d, first + i);
+      hn::StoreU(spec.causal ? hn::Min(end, next) : spec.window ? hn::Min(end, hn::Add(p, window)) : end, d, last + i);
+    }
+  }
+  static HWY_INLINE auto within(V key, V first, V last) { return hn::And(hn::Ge(key, first), hn::Lt(key, last)); }
+
+  // ---- forward, queries along the lanes
+
+  // The dots of `count` keys with n queries become exp(score - m), and m and the sum are brought up to date. Returns what
+  // earlier sums are to be multiplied with.
+  template <bool masked, bool capped>
+  HWY_INLINE V softmax_lanes(T* dots, int64_t key, int64_t count, V first, V last, T* m, T* sum) const {
+    const V before = hn::LoadU(d, m), none = hn::Neg(hn::Inf(d));
+    V largest = before;
+    for (int64_t k = 0; k < count; ++k) {
+      V s = score<capped>(hn::LoadU(d, dots + k * block));
+      if constexpr (masked) s = hn::IfThenElse(within(hn::Set(d, T(key + k)), first, last), s, none);
+      largest = hn::Max(largest, s);
+      hn::StoreU(s, d, dots + k * block);
+    }
+    const V factor = exp(hn::Sub(before, largest));
+    V total = hn::Mul(hn::LoadU(d, sum), factor);
+    for (int64_t k = 0; k < count; ++k) {
+      const V s = hn::LoadU(d, dots + k * block);
+      const V p = exp(hn::Sub(s, largest));
+      total = hn::Add(total, p);
+      hn::StoreU(p, d, dots + k * block);
+    }
+    hn::StoreU(largest, d, m);
+    hn::StoreU(total, d, sum);
+    return factor;
+  }
+
+  // Queries t .. t + count - 1 of one head.
+  void forward_many(int64_t b, int64_t h, int64_t t, int64_t count) const {
+    T *qt = by_dim(0), *out = by_dim(1), *p = square(0), *m = row(0), *sum = row(1), *first = row(2), *last = row(3);
+    const int64_t width = vectors(count), length = call.length(b), position = call.start(b) + t;
+    const KeyRange low = keys_of(spec, position, length), high = keys_of(spec, position + count - 1, length);
+    lanes_from_rows(at(call.q, spec.q, b, t, h), spec.q.time, count, qt);
+    ranges(position, length, width * n, first, last);
+    for (int64_t i = 0; i < width * n; i += n) {
+      hn::StoreU(hn::Set(d, lowest), d, m + i);
+      hn::StoreU(hn::Zero(d), d, sum + i);
+    }
+    bool begun = false;
+    for (int64_t key = low.first / block * block; key < high.last; key += block, begun = true) {
+      const int64_t keys = std::min(block, high.last - key);
+      const T *k = at(call.k, spec.k, b, key, h / group), *v = at(call.v, spec.v, b, key, h / group);
+      multiply(keys, head_dim, {k, spec.k.time, 1}, qt, block, p, block, width, false);
+      with(key < high.first || key + keys > low.last, [&](auto masked, auto capped) HWY_ATTR {
+        for (int64_t i = 0; i < width * n; i += n) {
+          const V factor = softmax_lanes<masked(), capped()>(p + i, key, keys, hn::LoadU(d, first + i),
+                                                             hn::LoadU(d, last + i), m + i, sum + i);
+          if (begun && !hn::AllTrue(d, hn::Eq(factor, hn::Set(d, T(1)))))
+            for (int64_t j = 0; j < head_dim; ++j) {
+              T* o = out + j * block + i;
+              hn::StoreU(hn::Mul(hn::LoadU(d, o), factor), d, o);
+            }
+        }
+      });
+      multiply(head_dim, keys, {v, 1, spec.v.time}, p, block, out, block, width, begun);
+    }
+    if (!begun)
+      for (int64_t i = 0; i < head_dim * block; i += n) hn::StoreU(hn::Zero(d), d, out + i);
+    rows_from_lanes(
+        out, count, [&](int64_t i) HWY_ATTR { return inverse(hn::LoadU(d, sum + i)); }, at(call.out, spec.out, b, t, h),
+        spec.out.time);
+    store_lse(m, sum, count);
+    std::copy_n(m, count, static_cast<T*>(call.lse) + row_at(b, t, h));
+  }
+  // 1 / sum, or 0 for an empty one.
+  static HWY_INLINE V inverse(V sum) {
+    const V one = hn::Set(d, T(1)), zero = hn::Zero(d);
+    const auto empty = hn::Eq(sum, zero);
+    return hn::IfThenElse(empty, zero, hn::Div(one, hn::IfThenElse(empty, one, sum)));
+  }
+  static HWY_INLINE void store_lse(T* m, const T* sum, int64_t count) {
+    for (int64_t i = 0; i < count; i += n)
+      hn::StoreU(hn::Add(hn::LoadU(d, m + i), math::log(d, hn::LoadU(d, sum + i))), d, m + i);
+  }
+
+  // ---- forward, keys along the lanes: all queries of the heads that share a head of keys
+
+  void forward_few(int64_t b, int64_t kv_head) const {
+    T *q = by_dim(0), *kt = by_dim(1), *values = by_dim(2), *out = by_dim(3), *p = square(0);
+    T *m = row(0), *sum = row(1), *factor = row(2);
+    const int64_t rows = spec.queries * group, length = call.length(b), position = call.start(b);
+    const KeyRange low = keys_of(spec, position, length), high = keys_of(spec, position + spec.queries - 1, length);
+    for (int64_t i = 0; i < rows; ++i)
+      std::copy_n(at(call.q, spec.q, b, i / group, kv_head * group + i % group), head_dim, q + i * head_dim);
+    std::fill_n(m, block, lowest);
+    std::fill_n(sum, block, T(0));
+    bool begun = false;
+    for (int64_t key = low.first / block * block; key < high.last; key += block, begun = true) {
+      const int64_t keys = std::min(block, high.last - key), width = vectors(keys);
+      lanes_from_rows(at(call.k, spec.k, b, key, kv_head), spec.k.time, keys, kt);
+      multiply(rows, head_dim, {q, head_dim, 1}, kt, block, p, block, width, false);
+      with(true, [&](auto, auto capped) HWY_ATTR {
+        for (int64_t i = 0; i < rows; ++i) {
+          const KeyRange range = keys_of(spec, position + i / group, length);
+          const V first = hn::Set(d, T(range.first)), last = hn::Set(d, T(range.last)), none = hn::Neg(hn::Inf(d));
+          V largest = hn::Set(d, m[i]);
+          for (int64_t k = 0; k < width * n; k += n) {
+            V s = score<capped()>(hn::LoadU(d, p + i * block + k));
+            s = hn::IfThenElse(within(hn::Iota(d, T(key + k)), first, last), s, none);
+            largest = hn::Max(largest, s);
+            hn::StoreU(s, d, p + i * block + k);
+          }
+          factor[i] = m[i];
+          m[i] = hn::GetLane(hn::MaxOfLanes(d, largest));
+        }
+      });
+      for (int64_t i = 0; i < rows; i += n)
+        hn::StoreU(exp(hn::Sub(hn::LoadU(d, factor + i), hn::LoadU(d, m + i))), d, factor + i);
+      for (int64_t i = 0; i < rows; ++i) {
+        T* s = p + i * block;
+        for (int64_t k = 0; k < width * n; k += n) {
+          hn::StoreU(exp(hn::Sub(hn::LoadU(d, s + k), hn::Set(d, m[i]))), d, s + k);
+        }
+        T total = sum[i] * factor[i];
+        for (int64_t k = 0; k < keys; ++k) total += s[k];
+        sum[i] = total;
+        if (begun && factor[i] != 1)
+          for (int64_t j = 0; j < areas.dim; j += n) {
+            T* o = out + i * areas.dim + j;
+            hn::StoreU(hn::Mul(hn::LoadU(d, o), hn::Set(d, factor[i])), d, o);
+          }
+      }
+      const T* v = at(call.v, spec.v, b, key, kv_head);
+      int64_t v_row = spec.v.time;
+      if (head_dim % n) {  // whole vectors
+        for (int64_t k = 0; k < keys; ++k) {
+          std::copy_n(v + k * v_row, head_dim, values + k * areas.dim);
+          std::fill_n(values + k * areas.dim + head_dim, areas.dim - head_dim, T(0));
+        }
+        v = values, v_row = areas.dim;
+      }
+      multiply(rows, keys, {p, block, 1}, v, v_row, out, areas.dim, vectors(head_dim), begun);
+    }
+    if (!begun) std::fill_n(out, rows * areas.dim, T(0));
+    for (int64_t i = 0; i < rows; i += n) hn::StoreU(inverse(hn::LoadU(d, sum + i)), d, factor + i);
+    store_lse(m, sum, rows);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t t = i / group, h = kv_head * group + i % group;
+      T* to = at(call.out, spec.out, b, t, h);
+      for (int64_t j = 0; j < head_dim; ++j) to[j] = out[i * areas.dim + j] * factor[i];
+      static_cast<T*>(call.lse)[row_at(b, t, h)] = m[i];
+    }
+  }
+
+  void forward(int64_t item) const {
+    if (call.few) return forward_few(item / spec.kv_heads, item % spec.kv_heads);
+    const int64_t heads = spec.batch * spec.heads, head = item % heads;
+    const int64_t t = (call.query_blocks() - 1 - item / heads) * block;  // those with most keys first
+    forward_many(head / spec.heads, head % spec.heads, t, std::min(block, spec.queries - t));
+  }
+
+  // ---- backward
+
+  // delta of one query
+  void delta(int64_t item) const {
+    const int64_t b = item / (spec.heads * spec.queries), h = item / spec.queries % spec.heads, t = item % spec.queries;
+    const T *out = at(call.out_read, spec.out, b, t, h), *dout = at(call.dout, spec.dout, b, t, h);
+    T total = 0;
+    if (head_dim % n == 0) {
+      V sum = hn::Zero(d);
+      for (int64_t j = 0; j < head_dim; j += n) sum = hn::MulAdd(hn::LoadU(d, out + j), hn::LoadU(d, dout + j), sum);
+      total = hn::GetLane(hn::SumOfLanes(d, sum));
+    } else {
+      for (int64_t j = 0; j < head_dim; ++j) total += out[j] * dout[j];
+    }
+    static_cast<T*>(call.delta)[item] = total;
+  }
+
+  // P and dS from a dot q . k and from dP.
+  template <bool masked, bool capped, class M>
+  HWY_INLINE V gradient(V dot, V dp, V lse, V delta_, const M& seen, V& p) const {
+    V s, slope;
+    if constexpr (capped) {
+      const V y = math::tanh(d, hn::Mul(dot, scale_in_cap));
+      s = hn::Mul(cap, y);
+      slope = hn::NegMulAdd(y, y, hn::Set(d, T(1)));
+    } else {
+      s = hn::Mul(dot, scale);
+    }
+    p = exp(hn::Sub(s, lse));
+    if constexpr (masked) p = hn::IfThenElseZero(seen, p);
+    V ds = hn::Mul(p, hn::Sub(dp, delta_));
+    if constexpr (masked) ds = hn::IfThenElseZero(seen, ds);
+    if constexpr (capped) ds = hn::Mul(ds, slope);
+    return ds;
+  }
+
+  // dk and dv of a block of keys, which are the lanes.
+  void backward_keys(int64_t b, int64_t kv_head, int64_t key) const {
+    T *kt = by_dim(0), *vt = by_dim(1), *dkt = by_dim(2), *dvt = by_dim(3), *p = square(0), *ds = square(1);
+    const int64_t length = call.length(b), start = call.start(b), all = std::min(block, spec.keys - key);
+    const int64_t keys = std::clamp<int64_t>(length - key, 0, all), width = vectors(keys);
+    // The queries that see one of them.
+    int64_t begin = 0, end = keys ? spec.queries : 0;
+    if (spec.causal) begin = std::max(begin, key - start);
+    else if (spec.window) begin = std::max(begin, key - spec.window + 1 - start);
+    if (spec.window) end = std::min(end, key + keys - 1 + spec.window - start);
+    bool begun = false;
+    if (begin < end) {
+      lanes_from_rows(at(call.k, spec.k, b, key, kv_head), spec.k.time, keys, kt);
+      lanes_from_rows(at(call.v, spec.v, b, key, kv_head), spec.v.time, keys, vt);
+    }
+    for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
+      for (int64_t t = begin; t < end; t += block, begun = true) {
+        const int64_t count = std::min(block, end - t), position = start + t;
+        const KeyRange low = keys_of(spec, position, length), high = keys_of(spec, position + count - 1, length);
+        const T *q = at(call.q, spec.q, b, t, h), *dout = at(call.dout, spec.dout, b, t, h);
+        const T* lse = static_cast<const T*>(call.lse) + row_at(b, t, h);
+        const T* deltas = static_cast<const T*>(call.delta) + row_at(b, t, h);
+        multiply(count, head_dim, {q, spec.q.time, 1}, kt, block, p, block, width, false);
+        multiply(count, head_dim, {dout, spec.dout.time, 1}, vt, block, ds, block, width, false);
+        with(key < high.first || key + keys > low.last, [&](auto masked, auto capped) HWY_ATTR {
+          for (int64_t i = 0; i < count; ++i) {
+            const KeyRange range = keys_of(spec, position + i, length);
+            const V first = hn::Set(d, T(range.first)), last = hn::Set(d, T(range.last));
+            const V row_lse = hn::Set(d, lse[i]), row_delta = hn::Set(d, deltas[i]);
+            for (int64_t k = 0; k < width * n; k += n) {
+              T *x = p + i * block + k, *y = ds + i * block + k;
+              V weight;
+              const auto seen = within(hn::Iota(d, T(key + k)), first, last);
+              hn::StoreU(
+                  gradient<masked(), capped()>(hn::LoadU(d, x), hn::LoadU(d, y), row_lse, row_delta, seen, weight), d,
+                  y);
+              hn::StoreU(weight, d, x);
+            }
+          }
+        });
+        multiply(head_dim, count, {dout, 1, spec.dout.time}, p, block, dvt, block, width, begun);
+        multiply(head_dim, count, {q, 1, spec.q.time}, ds, block, dkt, block, width, begun);
+      }
+    T *dk = at(call.dk, spec.dk, b, key, kv_head), *dv = at(call.dv, spec.dv, b, key, kv_head);
+    const int64_t reached = begun ? keys : 0;
+    rows_from_lanes(
+        dkt, reached, [&](int64_t) HWY_ATTR { return scale; }, dk, spec.dk.time);
+    rows_from_lanes(
+        dvt, reached, [&](int64_t) HWY_ATTR { return hn::Set(d, T(1)); }, dv, spec.dv.time);
+    for (int64_t k = reached; k < all; ++k) {
+      std::fill_n(dk + k * spec.dk.time, head_dim, T(0));
+      std::fill_n(dv + k * spec.dv.time, head_dim, T(0));
+    }
+  }
+
+  // dq of queries t .. t + count - 1, which are the lanes.
+  void backward_queries(int64_t b, int64_t h, int64_t t, int64_t count) const {
+    T *qt = by_dim(0), *dout = by_dim(1), *dq = by_dim(2), *p = square(0), *ds = square(1);
+    T *first = row(0), *last = row(1), *lse = row(2), *deltas = row(3);
+    const int64_t width = vectors(count), length = call.length(b), position = call.start(b) + t;
+    const KeyRange low = keys_of(spec, position, length), high = keys_of(spec, position + count - 1, length);
+    lanes_from_rows(at(call.q, spec.q, b, t, h), spec.q.time, count, qt);
+    lanes_from_rows(at(call.dout, spec.dout, b, t, h), spec.dout.time, count, dout);
+    ranges(position, length, width * n, first, last);
+    std::fill_n(lse, width * n, T(0));
+    std::fill_n(deltas, width * n, T(0));
+    std::copy_n(static_cast<const T*>(call.lse) + row_at(b, t, h), count, lse);
+    std::copy_n(static_cast<const T*>(call.delta) + row_at(b, t, h), count, deltas);
+    bool begun = false;
+    for (int64_t key = low.first / block * block; key < high.last; key += block, begun = true) {
+      const int64_t keys = std::min(block, high.last - key);
+      const T *k = at(call.k, spec.k, b, key, h / group), *v = at(call.v, spec.v, b, key, h / group);
+      multiply(keys, head_dim, {k, spec.k.time, 1}, qt, block, p, block, width, false);
+      multiply(keys, head_dim, {v, spec.v.time, 1}, dout, block, ds, block, width, false);
+      with(key < high.first || key + keys > low.last, [&](auto masked, auto capped) HWY_ATTR {
+        for (int64_t i = 0; i < width * n; i += n) {
+          const V from = hn::LoadU(d, first + i), to = hn::LoadU(d, last + i);
+          const V lane_lse = hn::LoadU(d, lse + i), lane_delta = hn::LoadU(d, deltas + i);
+          for (int64_t j = 0; j < keys; ++j) {
+            T *x = p + j * block + i, *y = ds + j * block + i;
+            V weight;
+            const auto seen = within(hn::Set(d, T(key + j)), from, to);
+            hn::StoreU(
+                gradient<masked(), capped()>(hn::LoadU(d, x), hn::LoadU(d, y), lane_lse, lane_delta, seen, weight), d,
+                y);
+          }
+        }
+      });
+      multiply(head_dim, keys, {k, 1, spec.k.time}, ds, block, dq, block, width, begun);
+    }
+    if (!begun)
+      for (int64_t i = 0; i < head_dim * block; i += n) hn::StoreU(hn::Zero(d), d, dq + i);
+    rows_from_lanes(
+        dq, count, [&](int64_t) HWY_ATTR { return scale; }, at(call.dq, spec.dq, b, t, h), spec.dq.time);
+  }
+
+  // First all blocks of keys, then all of queries; those with most to do first.
+  void backward(int64_t item) const {
+    const int64_t kv_heads = spec.batch * spec.kv_heads, key_items = kv_heads * call.key_blocks();
+    if (item < key_items) {
+      const int64_t head = item % kv_heads;
+      return backward_keys(head / spec.kv_heads, head % spec.kv_heads, item / kv_heads * block);
+    }
+    const int64_t heads = spec.batch * spec.heads, head = (item - key_items) % heads;
+    const int64_t t = (call.query_blocks() - 1 - (item - key_items) / heads) * block;
+    backward_queries(head / spec.heads, head % spec.heads, t, std::min(block, spec.queries - t));
+  }
+};
+
+template <class T>
+Attention::Kernels kernels_of() {
+  using Call = Attention::Call;
+  return {[](const Call& call, int64_t begin, int64_t end, std::byte* scratch) {
+            const Worker<T> worker(call, scratch);
+            for (int64_t i = begin; i < end; ++i) worker.forward(i);
+          },
+          [](const Call& call, int64_t begin, int64_t end, std::byte* scratch) {
+            const Worker<T> worker(call, scratch);
+            for (int64_t i = begin; i < end; ++i) worker.delta(i);
+          },
+          [](const Call& call, int64_t begin, int64_t end, std::byte* scratch) {
+            const Worker<T> worker(call, scratch);
+            for (int64_t i = begin; i < end; ++i) worker.backward(i);
+          }};
+}
+Attention::Kernels attention_kernels(bool wide) { return wide ? kernels_of<double>() : kernels_of<float>(); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace dense
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace dense {
+
+namespace {
+
+Attention::Kernels kernels(Dtype type, Isa isa) {
+  const bool wide = type == Dtype::f64;
+#if HWY_TARGETS & HWY_AVX3
+  if (isa == Isa::avx512) return N_AVX3::attention_kernels(wide);
+#endif
+#if HWY_TARGETS & HWY_AVX2
+  if (isa == Isa::avx2) return N_AVX2::attention_kernels(wide);
+#endif
+  return HWY_NAMESPACE::attention_kernels(wide);
+}
+
+size_t delta_bytes(const AttentionSpec& spec) {
+  const size_t bytes = size_t(spec.batch * spec.heads * spec.queries) * size_of(spec.type);
+  return (bytes + 63) / 64 * 64;
+}
+
+}  // namespace
+
+Attention::Attention(const AttentionSpec& spec, Isa isa, int threads) : spec_(spec), threads_(threads) {
+  const auto check = [](bool good, const char* what, int64_t got) {
+    if (!good) fail("attention: expected ", what, ", got ", got);
+  };
+  check(spec.batch >= 0, "a batch of 0 or more", spec.batch);
+  check(spec.queries >= 0, "0 or more queries", spec.queries);
+  check(spec.keys >= 0 && spec.keys < 1 << 24, "0 to 2 ** 24 - 1 keys", spec.keys);
+  check(spec.kv_heads >= 1, "at least 1 head of keys", spec.kv_heads);
+  check(spec.heads >= 1 && spec.heads % spec.kv_heads == 0, "a multiple of kv_heads as heads", spec.heads);
+  check(spec.head_dim >= 1, "a head_dim of at least 1", spec.head_dim);
+  check(spec.window >= 0, "a window of 0 or more", spec.window);
+  check(threads >= 1, "at least 1 thread", threads);
+  if (spec.type != Dtype::f32 && spec.type != Dtype::f64) fail("attention: expected f32 or f64, got ", name(spec.type));
+  kernels_ = kernels(spec.type, isa);
+  thread_bytes_ = (size_t(Areas(spec.head_dim).size()) * size_of(spec.type) + 63) / 64 * 64;
+}
+
+size_t Attention::scratch_bytes() const { return delta_bytes(spec_) + size_t(threads_) * thread_bytes_; }
+
+// Of `items` of equal cost, in ns or so, as many make a task as are worth the handing out.
+void Attention::run(Run kernel, const Call& call, int64_t items, int64_t cost, std::byte* scratch,
+                    Threads& threads) const {
+  const int64_t worth = 5000, most = std::max(items, int64_t(1));
+  const int64_t each =
+      items * cost < 2 * worth ? most : std::clamp(worth / std::max(cost, int64_t(1)), int64_t(1), most);
+  std::byte* const own = scratch + delta_bytes(spec_);
+  threads.run(int((items + each - 1) / each), [&](int task, int thread) {
+    kernel(call, task * each, std::min((task + 1) * each, items), own + size_t(thread) * thread_bytes_);
+  });
+}
+
+void Attention::forward(const void* q, const void* k, const void* v, const int32_t* lengths, const int32_t* starts,
+                        void* out, void* lse, std::byte* scratch, Threads& threads) const {
+  const AttentionSpec& s = spec_;
+  Call call{s, lengths, starts, q, k, v, nullptr, nullptr, out, lse, nullptr, nullptr, nullptr, nullptr, false};
+  call.few = s.queries <= 4 && s.queries * call.group() <= block;
+  const int64_t items = s.batch * (call.few ? s.kv_heads : s.heads * call.query_blocks());
+  const int64_t lanes = call.few ? s.queries * call.group() : std::min(block, s.queries);
+  run(kernels_.forward, call, items, 50 + lanes * s.keys * (s.head_dim + 8) / 32, scratch, threads);
+}
+
+void Attention::backward(const void* q, const void* k, const void* v, const void* out, const void* lse,
+                         const void* dout, const int32_t* lengths, const int32_t* starts, void* dq, void* dk, void* dv,
+                         std::byte* scratch, Threads& threads) const {
+  const AttentionSpec& s = spec_;
+  const Call call{s, lengths, starts, q, k, v, dout, out, nullptr, const_cast<void*>(lse), scratch, dq, dk, dv, false};
+  run(kernels_.delta, call, s.batch * s.heads * s.queries, 5 + s.head_dim / 8, scratch, threads);
+  const int64_t items = s.batch * (s.kv_heads * call.key_blocks() + s.heads * call.query_blocks());
+  run(kernels_.backward, call, items, 100 + std::min(block, s.queries) * s.keys * (s.head_dim + 8) / 16, scratch,
+      threads);
+}
+
+}  // namespace dense
+#endif  // HWY_ONCE

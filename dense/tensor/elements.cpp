@@ -1,0 +1,245 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "dense/tensor/elements.cpp"
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "dense/tensor/elements.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace dense {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class E>
+HWY_INLINE E element(const std::byte* from) {
+  E e;
+  std::memcpy(&e, from, sizeof e);
+  return e;
+}
+HWY_INLINE float widened(uint16_t bf16) { return std::bit_cast<float>(uint32_t(bf16) << 16); }
+HWY_INLINE uint16_t narrowed(float x) {  // to bf16
+  const auto bits = std::bit_cast<uint32_t>(x);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);  // NaN stays NaN
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+HWY_INLINE float widened_half(uint16_t f16) {
+  const uint32_t sign = uint32_t(f16 & 0x8000) << 16, rest = f16 & 0x7fffu;
+  if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | rest << 13);
+  const float size = std::bit_cast<float>(rest << 13) * 0x1p112f;  // moves the exponent's bias
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(size));
+}
+HWY_INLINE uint16_t narrowed_half(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  const uint32_t sign = bits >> 16 & 0x8000, u = bits & 0x7fffffff;
+  if (u > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (u >= 0x477ff000) return uint16_t(sign | 0x7c00);  // 65520 and more round to infinity
+  if (u < 0x38800000) return uint16_t(sign | uint32_t(std::nearbyint(std::bit_cast<float>(u) * 0x1p24f)));
+  return uint16_t(sign | (u + 0xfff + (u >> 13 & 1) - (112u << 23)) >> 13);
+}
+
+template <class T>
+void load(const std::byte* from, Dtype type, int64_t stride, int64_t n, T* to) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = int64_t(hn::Lanes(d));
+  int64_t i = 0;
+  const auto each = [&](auto size, auto convert) {
+    for (; i < n; ++i) to[i] = convert(from + i * stride * int64_t(size()));
+  };
+  const std::integral_constant<int, 2> two;
+  const std::integral_constant<int, 4> four;
+  const std::integral_constant<int, 8> eight;
+  switch (type) {
+    case Dtype::f32:
+      if constexpr (sizeof(T) == 4)
+        if (stride == 1) return void(std::memcpy(to, from, size_t(n) * 4));
+      return each(four, [](const std::byte* p) { return T(element<float>(p)); });
+    case Dtype::f64:
+      if constexpr (sizeof(T) == 8)
+        if (stride == 1) return void(std::memcpy(to, from, size_t(n) * 8));
+      return each(eight, [](const std::byte* p) { return T(element<double>(p)); });
+    case Dtype::i32: return each(four, [](const std::byte* p) { return T(element<int32_t>(p)); });
+    case Dtype::bf16:
+      if constexpr (sizeof(T) == 4) {
+        const hn::Rebind<uint16_t, decltype(d)> half;
+        const hn::RebindToUnsigned<decltype(d)> bits;
+        for (; stride == 1 && i + lanes <= n; i += lanes) {
+          const auto v = hn::PromoteTo(bits, hn::LoadU(half, reinterpret_cast<const uint16_t*>(from) + i));
+          hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(v)), d, to + i);
+        }
+      }
+      return each(two, [](const std::byte* p) { return T(widened(element<uint16_t>(p))); });
+    case Dtype::f16:
+      if constexpr (sizeof(T) == 4) {
+        const hn::Rebind<hwy::float16_t, decltype(d)> half;
+        for (; stride == 1 && i + lanes <= n; i += lanes)
+          hn::StoreU(hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(from) + i)), d, to + i);
+      }
+      return each(two, [](const std::byte* p) { return T(widened_half(element<uint16_t>(p))); });
+  }
+}
+
+template <class T>
+void store(const T* from, int64_t n, std::byte* to, Dtype type, int64_t stride) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = int64_t(hn::Lanes(d));
+  int64_t i = 0;
+  const auto each = [&](auto convert) {
+    for (; i < n; ++i) {
+      const auto e = convert(from[i]);
+      std::memcpy(to + i * stride * int64_t(sizeof e), &e, sizeof e);
+    }
+  };
+  switch (type) {
+    case Dtype::f32:
+      if constexpr (sizeof(T) == 4)
+        if (stride == 1) return void(std::memcpy(to, from, size_t(n) * 4));
+      return each([](T x) { return float(x); });
+    case Dtype::f64:
+      if constexpr (sizeof(T) == 8)
+        if (stride == 1) return void(std::memcpy(to, from, size_t(n) * 8));
+      return each([](T x) { return double(x); });
+    case Dtype::i32:
+      return each([](T x) {
+        constexpr double most = 2147483647;
+        return std::isnan(x) ? 0 : int32_t(std::clamp(double(x), -most - 1, most));
+      });
+    case Dtype::bf16:
+      if constexpr (sizeof(T) == 4) {
+        const hn::RebindToUnsigned<decltype(d)> bits;
+        const hn::Rebind<uint16_t, decltype(d)> half;
+        for (; stride == 1 && i + lanes <= n; i += lanes) {
+          const auto v = hn::LoadU(d, from + i);
+          const auto u = hn::BitCast(bits, v);
+          const auto odd = hn::And(hn::ShiftRight<16>(u), hn::Set(bits, 1));
+          const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(u, hn::Set(bits, 0x7fff)), odd));
+          const auto nan = hn::Or(hn::ShiftRight<16>(u), hn::Set(bits, 0x40));
+          const auto is_nan = hn::RebindMask(bits, hn::IsNaN(v));
+          hn::StoreU(hn::TruncateTo(half, hn::IfThenElse(is_nan, nan, rounded)), half,
+                     reinterpret_cast<uint16_t*>(to) + i);
+        }
+      }
+      return each([](T x) { return narrowed(float(x)); });
+    case Dtype::f16: return each([](T x) { return narrowed_half(float(x)); });
+  }
+}
+
+// Four sums side by side, added up at the end, whatever the length.
+template <class T>
+void row_sum(const T* x, int64_t rows, int64_t columns, T* y) {
+  const hn::ScalableTag<T> d;
+  const auto n = int64_t(hn::Lanes(d));
+  for (int64_t r = 0; r < rows; ++r, x += columns) {
+    auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
+    int64_t i = 0;
+    for (; i + 4 * n <= columns; i += 4 * n) {
+      s0 = hn::Add(s0, hn::LoadU(d, x + i));
+      s1 = hn::Add(s1, hn::LoadU(d, x + i + n));
+      s2 = hn::Add(s2, hn::LoadU(d, x + i + 2 * n));
+      s3 = hn::Add(s3, hn::LoadU(d, x + i + 3 * n));
+    }
+    for (; i + n <= columns; i += n) s0 = hn::Add(s0, hn::LoadU(d, x + i));
+    T rest = 0;
+    for (; i < columns; ++i) rest += x[i];
+    y[r] = hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)))) + rest;
+  }
+}
+
+template <class T>
+void row_max(const T* x, int64_t rows, int64_t columns, T* y) {
+  const hn::ScalableTag<T> d;
+  const auto n = int64_t(hn::Lanes(d));
+  for (int64_t r = 0; r < rows; ++r, x += columns) {
+    auto m = hn::Set(d, -std::numeric_limits<T>::infinity());
+    auto nan = hn::Zero(d);
+    int64_t i = 0;
+    for (; i + n <= columns; i += n) {
+      const auto v = hn::LoadU(d, x + i);
+      m = hn::Max(m, v);
+      nan = hn::Add(nan, hn::Sub(v, v));  // NaN once v was, or infinite
+    }
+    T most = hn::GetLane(hn::MaxOfLanes(d, m));
+    bool is_nan = false;
+    if (!hn::AllTrue(d, hn::Eq(nan, hn::Zero(d))))
+      for (int64_t k = 0; k < i; ++k) is_nan = is_nan || std::isnan(x[k]);
+    for (; i < columns; ++i) {
+      most = std::max(most, x[i]);
+      is_nan = is_nan || std::isnan(x[i]);
+    }
+    y[r] = is_nan ? std::numeric_limits<T>::quiet_NaN() : most;
+  }
+}
+
+template <class T>
+void across(const T* x, int64_t rows, int64_t columns, T* y) {
+  for (int64_t r = 0; r < rows; ++r, y += columns) std::fill_n(y, columns, x[r]);
+}
+
+template <class T>
+void add_rows(const T* x, int64_t rows, int64_t columns, T* sum) {
+  const hn::ScalableTag<T> d;
+  const auto n = int64_t(hn::Lanes(d));
+  for (int64_t r = 0; r < rows; ++r, x += columns) {
+    int64_t i = 0;
+    for (; i + n <= columns; i += n) hn::StoreU(hn::Add(hn::LoadU(d, sum + i), hn::LoadU(d, x + i)), d, sum + i);
+    for (; i < columns; ++i) sum[i] += x[i];
+  }
+}
+
+// The finaliser of splitmix64 (Steele et al. 2014), over the number and what tells this use from others.
+inline uint64_t mixed(uint64_t z) {
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+  z = (z ^ z >> 27) * 0x94d049bb133111eb;
+  return z ^ z >> 31;
+}
+
+template <class T>
+void random(uint64_t seed, uint64_t key, uint64_t first, int64_t stride, int64_t n, T* to) {
+  const uint64_t start = mixed(seed + 0x9e3779b97f4a7c15) ^ mixed(key + 0xd1b54a32d192ed03);
+  for (int64_t i = 0; i < n; ++i)
+    to[i] = T(mixed(start + (first + uint64_t(i * stride)) * 0x9e3779b97f4a7c15) >> 40) * T(1.0 / (1 << 24));
+}
+
+template <class T>
+Elements<T> elements() {
+  return {load<T>, store<T>, row_sum<T>, row_max<T>, across<T>, add_rows<T>, random<T>};
+}
+Elements<float> elements_f32() { return elements<float>(); }
+Elements<double> elements_f64() { return elements<double>(); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace dense
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace dense {
+
+Elements<float> elements_f32(Isa isa) {
+#if HWY_TARGETS & HWY_AVX3
+  if (isa == Isa::avx512) return N_AVX3::elements_f32();
+#endif
+#if HWY_TARGETS & HWY_AVX2
+  if (isa == Isa::avx2) return N_AVX2::elements_f32();
+#endif
+  return HWY_NAMESPACE::elements_f32();
+}
+
+Elements<double> elements_f64(Isa isa) {
+#if HWY_TARGETS & HWY_AVX3
+  if (isa == Isa::avx512) return N_AVX3::elements_f64();
+#endif
+#if HWY_TARGETS & HWY_AVX2
+  if (isa == Isa::avx2) return N_AVX2::elements_f64();
+#endif
+  return HWY_NAMESPACE::elements_f64();
+}
+
+}  // namespace dense
+#endif  // HWY_ONCE

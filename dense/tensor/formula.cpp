@@ -1,0 +1,70 @@
+#include "dense/tensor/formula.h"
+
+#include <optional>
+
+#include "dense/scalar/error.h"
+
+namespace dense {
+
+namespace {
+
+// What was carried across a row, before it was; null for anything else.
+std::optional<Var> carried(Tape& tape, Var x) {
+  if (!x.tape()) return {};
+  const Node& node = tape.nodes()[size_t(x.id())];
+  if (node.op != Op::across) return {};
+  return Var(&tape, tape.operands(node)[0]);
+}
+
+Var record_normal(Tape& tape, Op op, std::span<const Var> x, double columns) {
+  if (columns == 1 && (op == Op::row_sum || op == Op::row_max || op == Op::across)) return x[0];
+  if (op == Op::row_sum || op == Op::row_max) {
+    const double times = op == Op::row_sum ? columns : 1;
+    if (!x[0].tape()) return x[0].number() * times;
+    if (const auto inner = carried(tape, x[0])) return times == 1 ? *inner : *inner * times;
+    return record(op, x);
+  }
+  if (op == Op::across && !x[0].tape()) return x[0];
+  bool all = op != Op::across, any = false;
+  std::vector<Var> inner(x.begin(), x.end());
+  for (Var& v : inner) {
+    if (!v.tape()) continue;
+    const auto before = carried(tape, v);
+    all = all && before;
+    any = any || before;
+    if (before) v = *before;
+  }
+  return all && any ? record(Op::across, {record(op, inner)}) : record(op, x);
+}
+
+}  // namespace
+
+Var transcribe(const Formula& formula, double columns, Tape& to, std::span<const Var> operands) {
+  if (!formula.output.tape()) return formula.output;
+  const Tape& from = formula.tape;
+  const auto n = size_t(formula.output.id()) + 1;
+  std::vector<char> live(n, 0);
+  live.back() = 1;
+  for (size_t y = n; y-- > 0;)
+    if (live[y])
+      for (int32_t x : from.operands(int32_t(y))) live[size_t(x)] = 1;
+  std::vector<Var> at(n), x;
+  for (size_t y = 0; y < n; ++y) {
+    const Node& node = from.nodes()[y];
+    if (!live[y]) continue;
+    if (node.op == Op::input) {
+      at[y] = operands[size_t(node.index)];
+    } else if (node.op == Op::constant) {
+      at[y] = from.constant_value(node);
+    } else if (node.op == Op::softmax || node.op == Op::shared) {
+      fail("map: expected no ", rule(node.op).name, " in a formula");
+    } else {
+      x.clear();
+      for (int32_t operand : from.operands(node)) x.push_back(at[size_t(operand)]);
+      at[y] = record_normal(to, node.op, x, columns);
+    }
+  }
+  return at.back();
+}
+
+}  // namespace dense

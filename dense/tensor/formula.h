@@ -1,0 +1,20 @@
+// What maps share: copying formulas from tape to tape, and maps of a given formula.
+#pragma once
+
+#include "dense/scalar/rules.h"
+#include "dense/tensor/tensor.h"
+
+namespace dense {
+
+// Records a formula once more, on another tape, of other operands. What is the same in a whole row is computed once for
+// the row: an operation on values that were all carried across the row is done before they are.
+Var transcribe(const Formula& formula, double columns, Tape& to, std::span<const Var> operands);
+
+// The map of a formula whose operands were checked. Operands whose last axis is broadcast are one value a row to it.
+Tensor map_of(std::span<const Tensor> operands, std::shared_ptr<const Formula> formula, Shape space, Keep keep,
+              Dtype dtype);
+
+// x with its elements side by side in order.
+Tensor contiguous(Tensor x);
+
+}  // namespace dense

@@ -1,0 +1,43 @@
+// The engine's own matrix product, for one thread: every instruction set, every layout, every size.
+//
+// What makes the bits of a result. An element of C is a sum over k, taken in blocks of k_block products: each block is
+// one chain of fused multiply-adds from zero upwards, the blocks are added up in order, then the bias, then C's own value.
+// No other size enters: a row has the same bits alone, within any batch, in any tile and on any thread, with AVX2 as
+// with AVX-512 (portable code rounds products). bf16 operands are widened, which is exact: the same rule holds.
+//
+// What makes it fast (Goto & van de Geijn 2008). A tile of C, rows x columns, stays in registers for a block of k: each
+// step loads a row of B, `columns` adjacent values, and broadcasts one value of A for each of `rows`. B is copied first,
+// into panels of `columns` where each row follows the last, if that pays: always when k is its adjacent dimension (the
+// copy transposes) or its type is bf16, else when many rows of A will read it. A is read in place, or copied as it lies
+// when its rows are far apart or bf16.
+#pragma once
+
+#include "dense/scalar/kernels.h"
+#include "dense/tensor/dtype.h"
+
+namespace dense {
+
+// C (m, n) = A (m, k) B (k, n) [+ bias (n)] [+ C]. Strides are in elements; of each of A and B one is 1.
+struct Gemm {
+  int64_t m = 0, n = 0, k = 0;
+  const void *a = nullptr, *b = nullptr;
+  void* c = nullptr;
+  const void* bias = nullptr;  // or none
+  int64_t a_row = 0, a_col = 0, b_row = 0, b_col = 0, c_row = 0;
+  Dtype type = Dtype::f32, c_type = Dtype::f32;  // f32 or bf16 each
+  bool accumulate = false;
+};
+
+inline constexpr int64_t k_block = 256;  // products in a chain
+inline constexpr int64_t n_block = 384;  // columns of B copied at a time: with k_block, what stays in the second cache
+inline constexpr int64_t m_block = 96;   // rows of A copied at a time
+inline constexpr int64_t m_most = 512;   // rows of C where it is bf16: their sums wait in scratch to be rounded
+
+// The floats of scratch that `g` needs, a multiple of 16.
+int64_t gemm_scratch(const Gemm& g);
+
+// Computes it all. scratch is 64-byte aligned. Where c_type is bf16: m at most m_most, n at most n_block.
+using RunGemm = void (*)(const Gemm& g, float* scratch);
+RunGemm gemm_for(Isa isa);
+
+}  // namespace dense

@@ -1,0 +1,138 @@
+#include "dense/tensor/matmul.h"
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "dense/scalar/error.h"
+
+namespace dense {
+
+namespace {
+
+int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// f64 exists for gradient checks: each sum in order of k, then the bias, then what C held.
+void gemm_f64(const Gemm& g, float*) {
+  constexpr int64_t width = 64;
+  const double *const a = static_cast<const double*>(g.a), *const b = static_cast<const double*>(g.b);
+  const double* const bias = static_cast<const double*>(g.bias);
+  for (int64_t i = 0; i < g.m; ++i)
+    for (int64_t j0 = 0; j0 < g.n; j0 += width) {
+      const int64_t here = std::min(width, g.n - j0);
+      double sum[width] = {};
+      for (int64_t k = 0; k < g.k; ++k)
+        for (int64_t j = 0; j < here; ++j) sum[j] += a[i * g.a_row + k * g.a_col] * b[k * g.b_row + (j0 + j) * g.b_col];
+      double* const c = static_cast<double*>(g.c) + i * g.c_row + j0;
+      for (int64_t j = 0; j < here; ++j) {
+        const double y = bias ? sum[j] + bias[j0 + j] : sum[j];
+        c[j] = g.accumulate ? c[j] + y : y;
+      }
+    }
+}
+
+void check(const MatmulSpec& s, int threads) {
+  const auto shape = [&] { return text("matmul (", s.m, ", ", s.k, ") (", s.k, ", ", s.n, ")"); };
+  for (int64_t size : {s.m, s.n, s.k})
+    if (size < 0) fail(shape(), ": expected sizes of 0 or more, got ", size);
+  for (const auto& [size, a, b, c] : s.batch)
+    if (size < 0) fail(shape(), ": expected batch sizes of 0 or more, got ", size);
+  const bool types = s.type == Dtype::f32    ? s.c_type == Dtype::f32
+                     : s.type == Dtype::f64  ? s.c_type == Dtype::f64
+                     : s.type == Dtype::bf16 ? s.c_type == Dtype::f32 || s.c_type == Dtype::bf16
+                                             : false;
+  if (!types)
+    fail(shape(), ": expected f32 giving f32, bf16 giving f32 or bf16, or f64 giving f64, got ", name(s.type),
+         " giving ", name(s.c_type));
+  if (s.a_row != 1 && s.a_col != 1) fail(shape(), ": expected a stride of 1 in A, got ", s.a_row, " and ", s.a_col);
+  if (s.b_row != 1 && s.b_col != 1) fail(shape(), ": expected a stride of 1 in B, got ", s.b_row, " and ", s.b_col);
+  if (s.m > 1 && s.c_row < s.n) fail(shape(), ": expected rows of C at least ", s.n, " apart, got ", s.c_row);
+  if (threads < 1) fail(shape(), ": expected at least 1 thread, got ", threads);
+}
+
+// Below this many multiplications, waking the others takes longer than the work.
+constexpr int64_t worth_sharing = 1 << 18;
+// Blocks for each thread: enough for those that finish early to take over from the others.
+constexpr int64_t tasks_each = 4;
+
+}  // namespace
+
+Matmul::Matmul(const MatmulSpec& spec, Isa isa, int threads)
+    : spec_(spec), isa_(isa), threads_(threads), run_(spec.type == Dtype::f64 ? gemm_f64 : gemm_for(isa)) {
+  check(spec, threads);
+  for (const MatmulSpec::Batch& dim : spec_.batch) batch_ *= dim.size;
+  const int64_t m = spec_.m, n = spec_.n, products = m * n * std::max<int64_t>(spec_.k, 1);
+  alone_ = threads == 1 || batch_ * products < worth_sharing;
+  const bool in_blocks = spec_.c_type == Dtype::bf16;  // whose sums wait in scratch
+  if (!alone_ || in_blocks) {
+    const int64_t want = alone_ ? 1 : tasks_each * threads;
+    n_blocks_ = ceil_div(n, n_block);
+    if (in_blocks) m_blocks_ = ceil_div(m, m_most);
+    const auto missing = [&](int64_t have) { return ceil_div(want, std::max<int64_t>(have, 1)); };
+    m_blocks_ = std::max(m_blocks_, std::min(missing(batch_ * n_blocks_), m / 192));
+    m_blocks_ = std::max<int64_t>(m_blocks_, 1);
+    n_blocks_ = std::max(n_blocks_, std::min(missing(batch_ * m_blocks_), n / 64));
+    n_blocks_ = std::max<int64_t>(n_blocks_, 1);
+  }
+  gemm_ = {.m = ceil_div(m, m_blocks_), .n = ceil_div(n, n_blocks_), .k = spec_.k};
+  // Whole tiles, so that narrow ones remain at the edges of C only.
+  if (m_blocks_ > 1) gemm_.m = ceil_div(gemm_.m, 12) * 12;
+  if (n_blocks_ > 1) gemm_.n = ceil_div(gemm_.n, 32) * 32;
+  if (in_blocks) gemm_.m = std::min(gemm_.m, m_most);
+  if (gemm_.m > 0) m_blocks_ = ceil_div(m, gemm_.m);
+  if (gemm_.n > 0) n_blocks_ = ceil_div(n, gemm_.n);
+  gemm_.a_row = spec_.a_row, gemm_.a_col = spec_.a_col;
+  gemm_.b_row = spec_.b_row, gemm_.b_col = spec_.b_col;
+  gemm_.c_row = spec_.c_row;
+  gemm_.type = spec_.type, gemm_.c_type = spec_.c_type;
+  gemm_.accumulate = spec_.accumulate;
+  if (m_blocks_ == 1 && n_blocks_ == 1 && products > 0)
+    batch_of_task_ = std::clamp<int64_t>(worth_sharing / 4 / products, 1, std::max<int64_t>(batch_, 1));
+  tasks_ = products == 0 ? 0 : ceil_div(batch_, batch_of_task_) * m_blocks_ * n_blocks_;
+  if (spec_.type != Dtype::f64) scratch_stride_ = size_t(gemm_scratch(gemm_)) * sizeof(float);
+}
+
+std::string Matmul::path() const { return spec_.type == Dtype::f64 ? "own loops" : text("own ", dense::name(isa_)); }
+
+Matmul::Operands Matmul::batch_element(int64_t index, Operands x) const {
+  const int64_t size = int64_t(size_of(spec_.type)), c_size = int64_t(size_of(spec_.c_type));
+  for (size_t i = spec_.batch.size(); i-- > 0;) {
+    const MatmulSpec::Batch& dim = spec_.batch[i];
+    const int64_t at = index % dim.size;
+    index /= dim.size;
+    x.a += at * dim.a * size;
+    x.b += at * dim.b * size;
+    x.c += at * dim.c * c_size;
+  }
+  return x;
+}
+
+void Matmul::run_task(int64_t task, const Operands& all, std::byte* scratch) const {
+  const int64_t size = int64_t(size_of(spec_.type)), c_size = int64_t(size_of(spec_.c_type));
+  const int64_t i = task % m_blocks_ * gemm_.m, j = task / m_blocks_ % n_blocks_ * gemm_.n;
+  const int64_t first = task / (m_blocks_ * n_blocks_) * batch_of_task_;
+  Gemm g = gemm_;
+  g.m = std::min(g.m, spec_.m - i);
+  g.n = std::min(g.n, spec_.n - j);
+  for (int64_t index = first; index < std::min(first + batch_of_task_, batch_); ++index) {
+    const Operands x = spec_.batch.empty() ? all : batch_element(index, all);
+    g.a = x.a + i * g.a_row * size;
+    g.b = x.b + j * g.b_col * size;
+    g.c = x.c + (i * g.c_row + j) * c_size;
+    g.bias = spec_.bias ? x.bias + j * c_size : nullptr;
+    run_(g, reinterpret_cast<float*>(scratch));
+  }
+}
+
+void Matmul::run(const void* a, const void* b, void* c, const void* bias, std::byte* scratch, Threads& threads) const {
+  const Operands all{static_cast<const std::byte*>(a), static_cast<const std::byte*>(b), static_cast<std::byte*>(c),
+                     static_cast<const std::byte*>(bias)};
+  if (alone_) {
+    for (int64_t task = 0; task < tasks_; ++task) run_task(task, all, scratch);
+    return;
+  }
+  if (threads.count() > threads_) fail("matmul: planned for ", threads_, " threads, got ", threads.count());
+  threads.run(int(tasks_),
+              [&](int task, int thread) { run_task(task, all, scratch + size_t(thread) * scratch_stride_); });
+}
+
+}  // namespace dense

@@ -1,0 +1,115 @@
+#include "dense/tensor/nn.h"
+
+#include <cmath>
+#include <numbers>
+
+#include "dense/scalar/error.h"
+#include "dense/tensor/formula.h"
+
+namespace dense {
+
+namespace {
+using X = std::span<const Var>;
+
+Var normal_gelu(Var x) { return 0.5 * x * (1 + erf(x * std::numbers::sqrt2 / 2)); }
+Var tanh_gelu(Var x) {
+  return 0.5 * x * (1 + tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
+}
+}  // namespace
+
+Tensor layer_norm(Tensor x, double eps) {
+  return map("layer_norm", {x}, [eps](Row row, X v) {
+    const Var centred = v[0] - row.mean(v[0]);
+    return centred * rsqrt(row.mean(centred * centred) + eps);
+  });
+}
+
+Tensor rms_norm(Tensor x, double eps) {
+  return map("rms_norm", {x}, [eps](Row row, X v) { return v[0] * rsqrt(row.mean(v[0] * v[0]) + eps); });
+}
+
+Tensor softmax(Tensor x) {
+  return map("softmax", {x}, [](Row row, X v) {
+    const Var e = exp(v[0] - row.max(v[0]));
+    return e * (1 / row.sum(e));
+  });
+}
+
+Tensor log_softmax(Tensor x) {
+  return map("log_softmax", {x}, [](Row row, X v) {
+    const Var shifted = v[0] - row.max(v[0]);
+    return shifted - log(row.sum(exp(shifted)));
+  });
+}
+
+Tensor gelu(Tensor x) { return map("gelu", {x}, [](Row, X v) { return normal_gelu(v[0]); }); }
+Tensor gelu_tanh(Tensor x) { return map("gelu_tanh", {x}, [](Row, X v) { return tanh_gelu(v[0]); }); }
+Tensor silu(Tensor x) { return map("silu", {x}, [](Row, X v) { return v[0] * sigmoid(v[0]); }); }
+Tensor swiglu(Tensor gate, Tensor up) {
+  return map("swiglu", {gate, up}, [](Row, X v) { return v[0] * sigmoid(v[0]) * v[1]; });
+}
+Tensor soft_cap(Tensor x, double cap) {
+  return map("soft_cap", {x}, [cap](Row, X v) { return cap * tanh(v[0] * (1 / cap)); });
+}
+
+Tensor rope(Tensor x, Tensor positions, double base) {
+  if (x.rank() != 4 || x.size(3) % 2) fail("rope: ", to_string(x.shape()), ": expected (B, T, H, D) with an even D");
+  const int64_t half = x.size(3) / 2;
+  Shape at = positions.shape();
+  at.insert(at.end(), {1, 1});
+  const Tensor angle = map("rope", {reshape(positions, at), x.graph().counter({half})}, [&](Row, X v) {
+    return v[0] * exp(v[1] * (-std::log(base) / double(half)));
+  });
+  const Tensor a = slice(x, 3, 0, half), b = slice(x, 3, half, 2 * half);
+  const Tensor c = cos(angle), s = sin(angle);
+  return concat(std::array{a * c - b * s, b * c + a * s}, 3);
+}
+
+Tensor dropout(Tensor x, double p, uint64_t seed, Tensor key) {
+  if (!(p >= 0 && p < 1)) fail("dropout: expected a probability of 0 or more, below 1, got ", p);
+  if (p == 0) return x;
+  return map("dropout", {x, x.graph().random(x.shape(), seed, key)},
+             [p](Row, X v) { return where(v[1] >= p, v[0] * (1 / (1 - p)), 0); });
+}
+
+Tensor cross_entropy(Tensor logits, Tensor labels, int ignore) {
+  Shape rows = logits.shape();
+  if (!rows.empty()) rows.back() = 1;
+  Shape given = labels.shape();
+  given.push_back(1);
+  if (rows != given || labels.dtype() != Dtype::i32)
+    fail("cross_entropy: ", to_string(logits.shape()), " and ", to_string(labels.shape()),
+         ": expected logits (..., V) and i32 labels (...)");
+  const Tensor label = reshape(labels, given), column = logits.graph().counter({logits.size(-1)});
+  const Tensor loss = map(
+      "cross_entropy", {logits, label, column},
+      [ignore](Row row, X v) {
+        const Var shifted = v[0] - row.max(v[0]);
+        const Var chosen = row.sum(where(equal(v[1], v[2]), shifted, 0));
+        return where(equal(v[1], ignore), 0, log(row.sum(exp(shifted))) - chosen);
+      },
+      Keep::rows);
+  const Tensor counts = map("cross_entropy", {label}, [ignore](Row, X v) { return 1 - equal(v[0], ignore); });
+  return sum(loss) / sum(counts);
+}
+
+Tensor shift_left(Tensor x, double fill) {
+  const int64_t n = x.size(-1);
+  Shape end = x.shape();
+  end.back() = 1;
+  const Tensor last = cast(map("shift_left", {slice(x, -1, 0, 1)}, [fill](Row, X v) { return v[0] * 0 + fill; }), x.dtype());
+  return n == 1 ? last : concat(std::array{slice(x, -1, 1, n), last}, -1);
+}
+
+std::array<Tensor, 3> adamw(Tensor p, Tensor g, Tensor m, Tensor v, Tensor lr, Tensor correction1, Tensor correction2,
+                            const AdamW& o) {
+  const Tensor next_m = map("adamw", {m, g}, [&](Row, X x) { return o.beta1 * x[0] + (1 - o.beta1) * x[1]; });
+  const Tensor next_v = map("adamw", {v, g}, [&](Row, X x) { return o.beta2 * x[0] + (1 - o.beta2) * x[1] * x[1]; });
+  const Tensor next_p = map("adamw", {p, next_m, next_v, lr, correction1, correction2}, [&](Row, X x) {
+    const Var step = x[1] / x[4] / (sqrt(x[2] / x[5]) + o.eps);
+    return x[0] - x[3] * (step + o.weight_decay * x[0]);
+  });
+  return {next_p, next_m, next_v};
+}
+
+}  // namespace dense

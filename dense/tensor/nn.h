@@ -1,0 +1,41 @@
+// The formulas that models are made of. Each is written once, as arithmetic on a row; its gradient and its kernel follow.
+// Rows are the last axis. Learned gains and biases are the page's own.
+#pragma once
+
+#include "dense/tensor/tensor.h"
+
+namespace dense {
+
+// (x - mean) / sqrt(variance + eps), over the row.                                     Ba et al. 2016, arXiv:1607.06450
+Tensor layer_norm(Tensor x, double eps);
+// x / sqrt(mean(x^2) + eps), over the row.                                     Zhang & Sennrich 2019, arXiv:1910.07467
+Tensor rms_norm(Tensor x, double eps);
+Tensor softmax(Tensor x);      // exp(x) / sum(exp(x)), over the row
+Tensor log_softmax(Tensor x);  // x - log(sum(exp(x)))
+// 0.5 x (1 + erf(x / sqrt(2))); and the form with tanh that GPT-2 has.        Hendrycks & Gimpel 2016, arXiv:1606.08415
+Tensor gelu(Tensor x);
+Tensor gelu_tanh(Tensor x);
+Tensor silu(Tensor x);                     // x sigmoid(x)
+Tensor swiglu(Tensor gate, Tensor up);     // silu(gate) up                            Shazeer 2020, arXiv:2002.05202
+Tensor soft_cap(Tensor x, double cap);     // cap tanh(x / cap)
+// Rotary positions for x (B, T, H, D): pairs (i, i + D / 2) are turned by position * base^(-2 i / D). positions: f32 or
+// i32, (T) or (B, T).                                                                    Su et al. 2021, arXiv:2104.09864
+Tensor rope(Tensor x, Tensor positions, double base);
+// Each element is kept with probability 1 - p and then divided by it. Which ones: a function of the seed and the key
+// (two i32, such as the number of the step).
+Tensor dropout(Tensor x, double p, uint64_t seed, Tensor key);
+// Mean of -log softmax(logits)[label] over the rows whose label is not `ignore`; NaN where there is none. logits
+// (..., V), labels i32 (...).
+Tensor cross_entropy(Tensor logits, Tensor labels, int ignore = -100);
+// x one place to the left along the last axis, and `fill` at the end: what comes next.
+Tensor shift_left(Tensor x, double fill);
+
+// One step of AdamW on parameter p with gradient g and moments m and v, all of one shape. lr, correction1 and
+// correction2 = 1 - beta^t have one element. Returns new p, m, v.          Loshchilov & Hutter 2017, arXiv:1711.05101
+struct AdamW {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
+};
+std::array<Tensor, 3> adamw(Tensor p, Tensor g, Tensor m, Tensor v, Tensor lr, Tensor correction1, Tensor correction2,
+                            const AdamW& options);
+
+}  // namespace dense

@@ -1,0 +1,930 @@
+#include "dense/tensor/plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <set>
+
+#include "dense/scalar/error.h"
+#include "dense/tensor/attention.h"
+#include "dense/tensor/elements.h"
+#include "dense/tensor/formula.h"
+#include "dense/tensor/fused.h"
+#include "dense/tensor/matmul.h"
+#include "dense/tensor/threads.h"
+
+namespace dense {
+
+namespace {
+
+constexpr int32_t none = -1;
+
+// Where a tensor's elements are: in a buffer, seen through a view.
+struct Layout {
+  int32_t buffer = none;
+  View view;
+};
+
+// Memory that tensors share one after the other, or that belongs to somebody else.
+struct Buffer {
+  size_t bytes = 0;
+  std::byte* outside = nullptr;
+  int first = -1, last = -1;  // steps between which it is in use
+  size_t offset = 0;          // in the arena
+  std::byte* data = nullptr;
+};
+
+using Run = std::function<void(std::byte* scratch, Threads& threads)>;
+
+struct Step {
+  int32_t position = 0;  // the node at whose place in the graph it runs
+  const char* kind = "";
+  std::string what;
+  std::vector<int32_t> reads, writes;  // buffers
+  double flops = 0, bytes = 0;
+  size_t scratch = 0;
+  std::vector<std::pair<int32_t, int32_t>> in_place;  // buffers: what is read, and what may be written over it
+  std::function<Run()> prepare;                       // makes `run`, once buffers have their memory
+  Run run;
+  double seconds = 0;
+  int runs = 0;
+};
+
+// Maps that run as one kernel: the maps whose values it leaves in memory, the roots.
+struct Group {
+  std::vector<int32_t> roots;
+  Shape space;
+  bool wide = false;
+  std::set<int32_t> leaves;  // what it reads from memory
+};
+
+struct Free {
+  void operator()(std::byte* p) const { std::free(p); }
+};
+
+}  // namespace
+
+struct Plan::Parts {
+  Graph& graph;
+  std::vector<Tensor> asked, outputs;  // as asked for; the same side by side in memory
+  Isa isa = best_isa();
+  std::vector<char> live;
+  std::vector<std::vector<int32_t>> readers;  // of each node, live ones
+  std::vector<char> root, is_output;
+  std::vector<Layout> layout;
+  std::vector<Buffer> buffers;
+  std::vector<Step> steps;
+  std::unique_ptr<std::byte[], Free> arena;
+  size_t arena_bytes = 0, scratch_bytes = 0;
+  std::byte* scratch = nullptr;
+  bool profiling = false;
+  std::vector<int32_t> bias_of;  // of a matmul: the map that adds a bias to it and becomes part of it
+
+  explicit Parts(Graph& g) : graph(g) {}
+  const TensorNode& node(int32_t id) const { return graph.node(id); }
+  int32_t base(int32_t id) const { return node(id).kind == Kind::view ? node(id).operands[0] : id; }
+
+  void find_live();
+  void choose_roots();
+  std::vector<Group> group_maps();
+  bool runs_after(int32_t id, int32_t position) const;
+  bool inlined_into(int32_t id, const Map& map) const;
+  void reads_of(int32_t id, std::set<int32_t>& found) const;
+  std::set<int32_t> leaves_of(int32_t id) const;
+  void find_biases();
+
+  void lay_out(const std::vector<Group>& groups);
+  Layout layout_of(int32_t id) const;
+  int32_t new_buffer(int32_t id);
+
+  void plan_group(const Group& group);
+  void plan_matmul(int32_t id);
+  void plan_attention(int32_t id);
+  void plan_attention_grad(int32_t id);
+  void plan_gather(int32_t id);
+  void plan_scatter(int32_t id);
+  void plan_place(int32_t id);
+  void plan_assign(int32_t id);
+  void plan_copy(int32_t position, const Layout& from, const Layout& to, const Shape& shape, Dtype from_type, Dtype to_type,
+                 const char* kind);
+  void plan_memory();
+  std::byte* at(const Layout& x, Dtype type) const { return buffers[size_t(x.buffer)].data + x.view.offset * int64_t(size_of(type)); }
+  std::string describe(int32_t id) const { return to_string(node(id).shape); }
+};
+
+void Plan::Parts::find_live() {
+  const auto n = size_t(graph.nodes());
+  live.assign(n, 0);
+  is_output.assign(n, 0);
+  readers.assign(n, {});
+  for (Tensor x : outputs) live[size_t(x.id())] = is_output[size_t(x.id())] = 1;
+  for (auto id = int32_t(n); id-- > 0;) {
+    if (!live[size_t(id)]) continue;
+    for (int32_t x : node(id).operands) {
+      live[size_t(x)] = 1;
+      auto& r = readers[size_t(x)];
+      if (r.empty() || r.back() != id) r.push_back(id);
+    }
+  }
+  for (auto& r : readers) std::ranges::reverse(r);
+  for (Tensor x : outputs)  // an output that is a view keeps what it sees
+    if (x.node().kind == Kind::view) is_output[size_t(base(x.id()))] = 1;
+}
+
+// ---- which maps leave a value in memory
+
+// Whether a map reads a map in the way that it can compute it itself: element for element, or one value a row.
+bool Plan::Parts::inlined_into(int32_t id, const Map& map) const {
+  if (node(id).kind != Kind::map || root[size_t(id)]) return false;
+  const Map& inner = std::get<Map>(node(id).detail);
+  return inner.keep != Keep::columns && inner.space == map.space;
+}
+
+// The tensors in memory that a map reads when it computes all it can itself.
+void Plan::Parts::reads_of(int32_t id, std::set<int32_t>& found) const {
+  const Map& map = std::get<Map>(node(id).detail);
+  for (int32_t x : node(id).operands) {
+    if (inlined_into(x, map)) reads_of(x, found);
+    else if (node(x).kind != Kind::counter && node(x).kind != Kind::random) found.insert(x);
+  }
+}
+
+// Of these the large ones, which it takes time and memory to have at hand.
+std::set<int32_t> Plan::Parts::leaves_of(int32_t id) const {
+  std::set<int32_t> found;
+  reads_of(id, found);
+  const int64_t space = count_of(std::get<Map>(node(id).detail).space);
+  std::erase_if(found, [&](int32_t x) { return count_of(node(x).shape) * 4 <= space; });
+  return found;
+}
+
+void Plan::Parts::choose_roots() {
+  const auto n = size_t(graph.nodes());
+  root.assign(n, 0);
+  for (int32_t id = 0; id < int32_t(n); ++id) {
+    if (!live[size_t(id)] || node(id).kind != Kind::map) continue;
+    const Map& map = std::get<Map>(node(id).detail);
+    bool keep = is_output[size_t(id)] || map.keep == Keep::columns;
+    const Dtype computed = node(id).dtype;
+    keep = keep || (computed != Dtype::f32 && computed != Dtype::f64);  // rounded
+    int maps = 0;
+    for (int32_t reader : readers[size_t(id)]) {
+      const bool same = node(reader).kind == Kind::map && std::get<Map>(node(reader).detail).space == map.space &&
+                        (node(reader).dtype == Dtype::f64) == (computed == Dtype::f64);
+      if (same) ++maps;
+      else keep = true;
+    }
+    if (keep) {
+      root[size_t(id)] = 1;
+    } else if (maps > 1) {
+      root[size_t(id)] = leaves_of(id).size() > 1;
+    }
+  }
+}
+
+// Whether everything that reads a node runs after `position`.
+bool Plan::Parts::runs_after(int32_t id, int32_t position) const {
+  for (int32_t reader : readers[size_t(id)]) {
+    const bool passive = node(reader).kind == Kind::view || (node(reader).kind == Kind::map && !root[size_t(reader)]);
+    if (passive ? !runs_after(reader, position) : reader <= position) return false;
+  }
+  return true;
+}
+
+std::vector<Group> Plan::Parts::group_maps() {
+  std::vector<Group> groups;
+  std::vector<int32_t> group_of(size_t(graph.nodes()), none);
+  for (int32_t id = 0; id < graph.nodes(); ++id) {
+    if (!live[size_t(id)] || node(id).kind != Kind::map || !root[size_t(id)]) continue;
+    if (std::ranges::find(bias_of, id) != bias_of.end()) continue;
+    const Map& map = std::get<Map>(node(id).detail);
+    const std::set<int32_t> leaves = leaves_of(id);
+    std::set<int32_t> reads;
+    reads_of(id, reads);
+    const bool wide = node(id).dtype == Dtype::f64;
+    Group* best = nullptr;
+    size_t tried = 0;
+    for (size_t g = groups.size(); g-- > 0 && !best && tried < 8; ++tried) {
+      Group& group = groups[g];
+      if (group.space != map.space || group.wide != wide || group.roots.size() >= 12) continue;
+      bool related = false, open = true;
+      for (int32_t leaf : leaves)
+        related = related || group.leaves.contains(leaf) || std::ranges::find(group.roots, leaf) != group.roots.end();
+      for (int32_t other : group.roots) {
+        // others may not wait for what this group leaves, unless they run after it even so
+        for (int32_t reader : readers[size_t(other)]) {
+          const bool passive = node(reader).kind == Kind::view || (node(reader).kind == Kind::map && !root[size_t(reader)]);
+          if (reader == id || (group_of[size_t(reader)] == int32_t(g) && root[size_t(reader)])) continue;
+          if (passive) {
+            // an inlined reader is fine when all that it is inlined into is this group or later
+            const std::function<bool(int32_t)> later = [&](int32_t r) {
+              return std::ranges::all_of(readers[size_t(r)], [&](int32_t next) {
+                if (next == id || (root[size_t(next)] && group_of[size_t(next)] == int32_t(g))) return true;
+                const bool through = node(next).kind == Kind::view || (node(next).kind == Kind::map && !root[size_t(next)]);
+                return through ? later(next) : next > id;
+              });
+            };
+            open = open && (node(reader).kind == Kind::view ? runs_after(reader, id) : later(reader));
+          } else {
+            open = open && reader > id;
+          }
+        }
+        // what is summed over rows is there at the end only, what is rounded in memory only
+        const bool here = std::get<Map>(node(other).detail).keep != Keep::columns &&
+                          (node(other).dtype == Dtype::f32 || node(other).dtype == Dtype::f64);
+        if (reads.contains(other) && !here) open = false;
+      }
+      // and so is what is seen in another shape
+      for (int32_t x : reads)
+        if (node(x).kind == Kind::view && group_of[size_t(base(x))] == int32_t(g)) open = false;
+      if (related && open) best = &group, group_of[size_t(id)] = int32_t(g);
+    }
+    if (!best) {
+      group_of[size_t(id)] = int32_t(groups.size());
+      best = &groups.emplace_back(Group{{}, map.space, wide, {}});
+    }
+    best->roots.push_back(id);
+    for (int32_t leaf : leaves)
+      if (std::ranges::find(best->roots, leaf) == best->roots.end()) best->leaves.insert(leaf);
+  }
+  return groups;
+}
+
+// y = matmul(a, b) + bias, where nobody else reads the product: the product starts from the bias.
+void Plan::Parts::find_biases() {
+  bias_of.assign(size_t(graph.nodes()), none);
+  for (int32_t id = 0; id < graph.nodes(); ++id) {
+    if (!live[size_t(id)] || node(id).kind != Kind::map || !root[size_t(id)] || node(id).operands.size() != 2) continue;
+    const Map& map = std::get<Map>(node(id).detail);
+    const Formula& f = *map.formula;
+    if (map.keep != Keep::all || !f.output.tape() || node(id).dtype != Dtype::f32) continue;
+    const Node& last = f.tape.nodes()[size_t(f.output.id())];
+    if (last.op != Op::add || f.tape.nodes()[size_t(f.tape.operands(last)[0])].op != Op::input ||
+        f.tape.nodes()[size_t(f.tape.operands(last)[1])].op != Op::input)
+      continue;
+    for (size_t k = 0; k < 2; ++k) {
+      const int32_t product = node(id).operands[k], bias = node(id).operands[1 - k], from = base(product);
+      const bool plain = product == from || std::get<View>(node(product).detail) == View{0, row_major(node(product).shape)};
+      const auto only = [&](int32_t x, int32_t reader) { return readers[size_t(x)] == std::vector{reader} && !is_output[size_t(x)]; };
+      if (node(from).kind != Kind::matmul || !plain || node(from).shape.size() != 2 || node(product).shape != map.space) continue;
+      if (!only(from, product == from ? id : product) || (product != from && !only(product, id))) continue;
+      if (node(bias).kind != Kind::input || node(bias).dtype != Dtype::f32 || node(bias).shape != Shape{map.space.back()}) continue;
+      bias_of[size_t(from)] = id;
+      break;
+    }
+  }
+}
+
+// ---- where tensors lie
+
+int32_t Plan::Parts::new_buffer(int32_t id) {
+  buffers.push_back({size_t(count_of(node(id).shape)) * size_of(node(id).dtype)});
+  return int32_t(buffers.size()) - 1;
+}
+
+Layout Plan::Parts::layout_of(int32_t id) const {
+  if (node(id).kind != Kind::view) return layout[size_t(id)];
+  Layout result = layout[size_t(node(id).operands[0])];  // which lies in order where views see it
+  const View& view = std::get<View>(node(id).detail);
+  return {result.buffer, {result.view.offset + view.offset, view.strides}};
+}
+
+void Plan::Parts::lay_out(const std::vector<Group>& groups) {
+  const auto n = graph.nodes();
+  layout.assign(size_t(n), {});
+  for (int32_t id = 0; id < n; ++id) {
+    const TensorNode& x = node(id);
+    const bool parts_too = x.kind == Kind::part && live[size_t(x.operands[0])];
+    if ((!live[size_t(id)] && !parts_too) || x.kind == Kind::view || x.kind == Kind::counter) continue;
+    if (x.kind == Kind::map && !root[size_t(id)]) continue;
+    if (x.kind == Kind::assign || x.kind == Kind::random) continue;
+    if (x.kind == Kind::matmul && bias_of[size_t(id)] != none) continue;
+    layout[size_t(id)] = {none, {0, row_major(x.shape)}};
+    if (x.kind == Kind::input) {
+      const Memory& memory = std::get<Memory>(x.detail);
+      const auto same = std::ranges::find_if(buffers, [&](const Buffer& b) { return b.outside == memory.data; });
+      layout[size_t(id)].buffer = int32_t(same - buffers.begin());
+      if (same == buffers.end()) layout[size_t(id)].buffer = new_buffer(id), buffers.back().outside = memory.data;
+    } else {
+      layout[size_t(id)].buffer = new_buffer(id);
+    }
+  }
+  // Parts of a tensor that is put together are written where they will be.
+  for (int32_t id = n; id-- > 0;) {
+    if (!live[size_t(id)] || node(id).kind != Kind::place) continue;
+    const Place& place = std::get<Place>(node(id).detail);
+    for (size_t k = 0; k < place.views.size() && place.covers; ++k) {
+      const int32_t x = node(id).operands[k];
+      const Kind kind = node(x).kind;
+      const bool writes_anywhere = (kind == Kind::map && root[size_t(x)] && std::get<Map>(node(x).detail).keep == Keep::all &&
+                                    std::ranges::find(bias_of, x) == bias_of.end()) ||
+                                   kind == Kind::attention_grad || (kind == Kind::part && node(node(x).operands[0]).kind == Kind::attention_grad);
+      const bool heads = kind == Kind::map || place.views[k].strides.back() == 1 || node(x).shape.back() == 1;
+      const bool once = std::ranges::count(node(id).operands, x) == 1;
+      bool alone = readers[size_t(x)] == std::vector{id};
+      if (kind == Kind::attention_grad)  // its parts read it in name only
+        alone = std::ranges::all_of(readers[size_t(x)], [&](int32_t r) { return r == id || node(r).kind == Kind::part; });
+      if (writes_anywhere && heads && alone && once && !is_output[size_t(x)] && node(x).dtype == node(id).dtype &&
+          layout[size_t(id)].view.strides == row_major(node(id).shape)) {
+        layout[size_t(x)] = {layout[size_t(id)].buffer,
+                             {layout[size_t(id)].view.offset + place.views[k].offset, place.views[k].strides}};
+      }
+    }
+  }
+  // A new value of an input is written in its place where nobody reads the old one later; rows are added in place.
+  std::vector<int32_t> last_reader(buffers.size(), none), group_position(size_t(n), none);
+  for (const Group& group : groups)
+    for (int32_t id : group.roots) group_position[size_t(id)] = group.roots.back();
+  for (int32_t id = 0; id < n; ++id) {
+    if (!live[size_t(id)]) continue;
+    for (int32_t x : node(id).operands) {
+      const int32_t buffer = node(base(x)).kind == Kind::input ? layout[size_t(base(x))].buffer : none;
+      if (buffer == none || node(id).kind == Kind::assign) continue;
+      // where what reads it runs; an inlined map runs with others
+      int32_t position = group_position[size_t(id)] != none ? group_position[size_t(id)] : id;
+      std::vector<int32_t> open{id};
+      while (!open.empty()) {
+        const int32_t y = open.back();
+        open.pop_back();
+        if (node(y).kind != Kind::view && !(node(y).kind == Kind::map && !root[size_t(y)]) &&
+            !(node(y).kind == Kind::matmul && bias_of[size_t(y)] != none)) {
+          position = std::max(position, group_position[size_t(y)] != none ? group_position[size_t(y)] : y);
+          continue;
+        }
+        open.insert(open.end(), readers[size_t(y)].begin(), readers[size_t(y)].end());
+      }
+      last_reader[size_t(buffer)] = std::max(last_reader[size_t(buffer)], position);
+    }
+  }
+  for (int32_t id = 0; id < n; ++id) {
+    if (!live[size_t(id)] || node(id).kind != Kind::assign) continue;
+    const int32_t to = node(id).operands[0], from = node(id).operands[1];
+    const bool plain = node(from).kind == Kind::map && root[size_t(from)] && group_position[size_t(from)] != none &&
+                       std::get<Map>(node(from).detail).keep == Keep::all && !is_output[size_t(from)];
+    const int32_t buffer = layout[size_t(to)].buffer;
+    if (plain && readers[size_t(from)].size() == 1 && last_reader[size_t(buffer)] <= group_position[size_t(from)])
+      layout[size_t(from)] = layout[size_t(to)];
+  }
+}
+
+// ---- kernels
+
+void Plan::Parts::plan_group(const Group& group) {
+  auto tape = std::make_shared<Tape>();
+  FusedSpec spec;
+  spec.space = group.space;
+  spec.wide = group.wide;
+  const double columns = group.space.empty() ? 1 : double(group.space.back());
+  std::map<int32_t, Var> values, inputs;  // of maps computed here, of what is read
+  std::vector<Layout> from, to;
+  std::vector<Dtype> from_type, to_type;
+  Step step;
+  step.position = group.roots.back();
+
+  const auto read = [&](int32_t id) {
+    const auto known = inputs.find(id);
+    if (known != inputs.end()) return known->second;
+    const TensorNode& x = node(id);
+    const TensorNode& source = node(base(id));
+    FusedSpec::Operand operand;
+    Layout where;
+    Shape strides;
+    if (source.kind == Kind::counter || source.kind == Kind::random) {
+      operand.kind = source.kind;
+      strides = x.kind == Kind::view ? std::get<View>(x.detail).strides : row_major(x.shape);
+      operand.view.offset = x.kind == Kind::view ? std::get<View>(x.detail).offset : 0;
+      if (source.kind == Kind::random) {
+        operand.seed = std::get<uint64_t>(source.detail);
+        where = layout_of(source.operands[0]);
+      }
+    } else {
+      where = layout_of(id);
+      strides = where.view.strides;
+    }
+    operand.dtype = source.dtype;
+    operand.row = columns > 1 && (x.shape.empty() || x.shape.back() == 1);
+    operand.view.strides.assign(group.space.size(), 0);
+    for (size_t i = 0; i < x.shape.size(); ++i)
+      if (x.shape[i] != 1) operand.view.strides[group.space.size() - x.shape.size() + i] = strides[i];
+    spec.operands.push_back(operand);
+    from.push_back(where);
+    from_type.push_back(source.kind == Kind::random ? Dtype::i32 : source.dtype);
+    if (where.buffer != none) step.reads.push_back(where.buffer);
+    step.bytes += source.kind == Kind::counter ? 0 : double(count_of(x.shape)) * double(size_of(source.dtype));
+    return inputs[id] = tape->input();
+  };
+  const std::function<Var(int32_t)> compute = [&](int32_t id) -> Var {
+    const auto known = values.find(id);
+    if (known != values.end()) return known->second;
+    const Map& map = std::get<Map>(node(id).detail);
+    std::vector<Var> x;
+    for (int32_t operand : node(id).operands) {
+      const bool here = inlined_into(operand, map) ||
+                        (values.contains(operand) && std::get<Map>(node(operand).detail).keep != Keep::columns);
+      x.push_back(here ? compute(operand) : read(operand));
+    }
+    return values[id] = transcribe(*map.formula, columns, *tape, x);
+  };
+  for (int32_t id : group.roots) {
+    const Map& map = std::get<Map>(node(id).detail);
+    const Layout& where = layout[size_t(id)];
+    FusedSpec::Output output{compute(id), map.keep, node(id).dtype, {0, where.view.strides}};
+    spec.outputs.push_back(output);
+    to.push_back(where);
+    to_type.push_back(node(id).dtype);
+    step.writes.push_back(where.buffer);
+    step.bytes += double(count_of(node(id).shape)) * double(size_of(node(id).dtype));
+  }
+  for (size_t i = 0; i < from.size(); ++i)
+    for (size_t o = 0; o < to.size(); ++o) {
+      const bool same = spec.outputs[o].keep == Keep::all && spec.operands[i].view.strides == spec.outputs[o].view.strides &&
+                        from[i].view.offset == to[o].view.offset && from_type[i] == to_type[o];
+      if (same) step.in_place.push_back({from[i].buffer, to[o].buffer});
+      else if (from[i].buffer == to[o].buffer && buffers[size_t(to[o].buffer)].outside)
+        fail("plan: expected new values of an input to be read in its own order");
+    }
+  const auto kernel = std::make_shared<Fused>(*tape, std::move(spec), isa, graph.threads().count());
+  step.kind = "map";
+  step.what = text("map ", to_string(group.space), ", ", kernel->operations(), " operations, ", from.size(), " in, ", to.size(), " out");
+  step.scratch = kernel->scratch_bytes();
+  step.prepare = [this, kernel, from, to, from_type, to_type] {
+    std::vector<const std::byte*> in;
+    std::vector<std::byte*> out;
+    for (size_t i = 0; i < from.size(); ++i) in.push_back(from[i].buffer == none ? nullptr : at(from[i], from_type[i]));
+    for (size_t i = 0; i < to.size(); ++i) out.push_back(at(to[i], to_type[i]));
+    return Run([kernel, in, out](std::byte* memory, Threads& threads) { kernel->run(in, out, memory, threads); });
+  };
+  steps.push_back(std::move(step));
+}
+
+// Copies elements, of different layouts or types.
+void Plan::Parts::plan_copy(int32_t position, const Layout& from, const Layout& to, const Shape& shape, Dtype from_type,
+                            Dtype to_type, const char* kind) {
+  Tape tape;
+  FusedSpec spec;
+  spec.space = shape;
+  spec.wide = from_type == Dtype::f64;
+  const Var x = tape.input();
+  spec.operands.push_back({Kind::input, from_type, {0, from.view.strides}, false, 0});
+  spec.outputs.push_back({x, Keep::all, to_type, {0, to.view.strides}});
+  const auto kernel = std::make_shared<Fused>(tape, std::move(spec), isa, graph.threads().count());
+  Step step;
+  step.position = position;
+  step.kind = kind;
+  step.what = text(kind, " ", to_string(shape));
+  step.reads = {from.buffer};
+  step.writes = {to.buffer};
+  step.bytes = double(count_of(shape)) * double(size_of(from_type) + size_of(to_type));
+  step.scratch = kernel->scratch_bytes();
+  step.prepare = [this, kernel, from, to, from_type, to_type] {
+    const std::byte* in = at(from, from_type);
+    std::byte* out = at(to, to_type);
+    return Run([kernel, in, out](std::byte* memory, Threads& threads) {
+      kernel->run(std::span(&in, 1), std::span(&out, 1), memory, threads);
+    });
+  };
+  steps.push_back(std::move(step));
+}
+
+void Plan::Parts::plan_matmul(int32_t id) {
+  const TensorNode& x = node(id);
+  const int32_t with_bias = bias_of[size_t(id)], result = with_bias == none ? id : with_bias;
+  const Layout a = layout_of(x.operands[0]), b = layout_of(x.operands[1]), c = layout[size_t(result)];
+  const Shape& shape_a = node(x.operands[0]).shape;
+  const size_t rank = x.shape.size();
+  Layout bias;
+  MatmulSpec spec;
+  spec.m = x.shape[rank - 2];
+  spec.n = x.shape[rank - 1];
+  spec.k = shape_a.back();
+  spec.type = node(x.operands[0]).dtype;
+  spec.c_type = x.dtype;
+  // the stride of an axis of one element may be anything
+  const auto strides = [](const Layout& l, size_t i, int64_t rows, int64_t cols, int64_t& row, int64_t& col) {
+    row = l.view.strides[i], col = l.view.strides[i + 1];
+    if (cols == 1 && row != 1) col = 1;
+    else if (rows == 1 && col != 1) row = 1;
+  };
+  strides(a, rank - 2, spec.m, spec.k, spec.a_row, spec.a_col);
+  strides(b, rank - 2, spec.k, spec.n, spec.b_row, spec.b_col);
+  spec.c_row = x.shape[rank - 1];
+  if (with_bias == none) spec.c_row = spec.m == 1 ? spec.n : c.view.strides[rank - 2];
+  for (size_t i = 0; i + 2 < rank; ++i)
+    spec.batch.push_back({x.shape[i], a.view.strides[i], b.view.strides[i], c.view.strides[i]});
+  if (with_bias != none) {
+    spec.bias = true;
+    const auto& operands = node(with_bias).operands;
+    bias = layout_of(base(operands[0]) == id ? operands[1] : operands[0]);
+  }
+  const auto kernel = std::make_shared<Matmul>(spec, isa, graph.threads().count());
+  Step step;
+  step.position = result;
+  step.kind = "matmul";
+  step.what = text("matmul ", to_string(shape_a), " ", to_string(node(x.operands[1]).shape), with_bias == none ? "" : " + bias", ", ", kernel->path());
+  step.reads = {a.buffer, b.buffer};
+  if (bias.buffer != none) step.reads.push_back(bias.buffer);
+  step.writes = {c.buffer};
+  step.flops = 2.0 * double(count_of(x.shape)) * double(spec.k);
+  step.bytes = double(count_of(shape_a) + count_of(node(x.operands[1]).shape)) * double(size_of(spec.type)) +
+               double(count_of(x.shape)) * double(size_of(x.dtype));
+  step.scratch = kernel->scratch_bytes();
+  step.prepare = [this, kernel, a, b, c, bias, type = spec.type, c_type = x.dtype] {
+    const std::byte *pa = at(a, type), *pb = at(b, type), *pbias = bias.buffer == none ? nullptr : at(bias, c_type);
+    std::byte* pc = at(c, c_type);
+    return Run([=](std::byte* memory, Threads& threads) { kernel->run(pa, pb, pc, pbias, memory, threads); });
+  };
+  steps.push_back(std::move(step));
+}
+
+namespace {
+
+AttentionSpec::Strides head_strides(const Layout& x) {
+  return {x.view.strides[0], x.view.strides[1], x.view.strides[2]};
+}
+
+double attention_flops(const AttentionSpec& s) {
+  double pairs = double(s.queries) * double(s.keys);
+  if (s.causal && s.queries == s.keys) pairs /= 2;
+  return 4 * pairs * double(s.batch * s.heads * s.head_dim);
+}
+
+AttentionSpec attention_spec(const Shape& q, const Shape& k, Dtype type, const AttentionOptions& options) {
+  AttentionSpec spec{};
+  spec.batch = q[0], spec.queries = q[1], spec.heads = q[2], spec.head_dim = q[3];
+  spec.keys = k[1], spec.kv_heads = k[2];
+  spec.scale = options.scale, spec.soft_cap = options.soft_cap, spec.causal = options.causal, spec.window = options.window;
+  spec.type = type;
+  return spec;
+}
+
+}  // namespace
+
+void Plan::Parts::plan_attention(int32_t id) {
+  const TensorNode& x = node(id);
+  const auto& options = std::get<AttentionOptions>(x.detail);
+  const Layout q = layout_of(x.operands[0]), k = layout_of(x.operands[1]), v = layout_of(x.operands[2]);
+  const Layout out = layout[size_t(id)], lse = layout[size_t(id) + 1];
+  AttentionSpec spec = attention_spec(x.shape, node(x.operands[1]).shape, x.dtype, options);
+  spec.q = head_strides(q), spec.k = head_strides(k), spec.v = head_strides(v), spec.out = head_strides(out);
+  spec.dq = spec.q, spec.dk = spec.k, spec.dv = spec.v, spec.dout = spec.out;
+  const Layout lengths = options.has_lengths ? layout_of(x.operands[3]) : Layout();
+  const Layout starts = options.has_starts ? layout_of(x.operands[options.has_lengths ? 4 : 3]) : Layout();
+  const auto kernel = std::make_shared<Attention>(spec, isa, graph.threads().count());
+  Step step;
+  step.position = id;
+  step.kind = "attention";
+  step.what = text("attention ", to_string(x.shape), " ", to_string(node(x.operands[1]).shape));
+  step.reads = {q.buffer, k.buffer, v.buffer};
+  for (const Layout& l : {lengths, starts})
+    if (l.buffer != none) step.reads.push_back(l.buffer);
+  step.writes = {out.buffer, lse.buffer};
+  step.flops = attention_flops(spec);
+  step.scratch = kernel->scratch_bytes();
+  step.prepare = [this, kernel, q, k, v, out, lse, lengths, starts, type = x.dtype] {
+    const auto ints = [&](const Layout& l) { return l.buffer == none ? nullptr : reinterpret_cast<const int32_t*>(at(l, Dtype::i32)); };
+    const void *pq = at(q, type), *pk = at(k, type), *pv = at(v, type);
+    void *pout = at(out, type), *plse = at(lse, type);
+    const int32_t *plengths = ints(lengths), *pstarts = ints(starts);
+    return Run([=](std::byte* memory, Threads& threads) {
+      kernel->forward(pq, pk, pv, plengths, pstarts, pout, plse, memory, threads);
+    });
+  };
+  steps.push_back(std::move(step));
+}
+
+void Plan::Parts::plan_attention_grad(int32_t id) {
+  const TensorNode& x = node(id);
+  const auto& options = std::get<AttentionOptions>(x.detail);
+  std::vector<Layout> in;
+  for (int32_t operand : x.operands) in.push_back(layout_of(operand));
+  const Layout dq = layout[size_t(id)], dk = layout[size_t(id) + 1], dv = layout[size_t(id) + 2];
+  AttentionSpec spec = attention_spec(x.shape, node(x.operands[1]).shape, x.dtype, options);
+  spec.q = head_strides(in[0]), spec.k = head_strides(in[1]), spec.v = head_strides(in[2]), spec.out = head_strides(in[3]);
+  spec.dout = head_strides(in[5]), spec.dq = head_strides(dq), spec.dk = head_strides(dk), spec.dv = head_strides(dv);
+  const Layout lengths = options.has_lengths ? in[6] : Layout();
+  const Layout starts = options.has_starts ? in[options.has_lengths ? 7 : 6] : Layout();
+  const auto kernel = std::make_shared<Attention>(spec, isa, graph.threads().count());
+  Step step;
+  step.position = id;
+  step.kind = "attention grad";
+  step.what = text("attention grad ", to_string(x.shape), " ", to_string(node(x.operands[1]).shape));
+  for (const Layout& l : in) step.reads.push_back(l.buffer);
+  step.writes = {dq.buffer, dk.buffer, dv.buffer};
+  step.flops = 2.5 * attention_flops(spec);
+  step.scratch = kernel->scratch_bytes();
+  step.prepare = [this, kernel, in, dq, dk, dv, lengths, starts, type = x.dtype] {
+    const auto ints = [&](const Layout& l) { return l.buffer == none ? nullptr : reinterpret_cast<const int32_t*>(at(l, Dtype::i32)); };
+    std::array<const void*, 6> p;
+    for (size_t i = 0; i < 6; ++i) p[i] = at(in[i], type);
+    void *pdq = at(dq, type), *pdk = at(dk, type), *pdv = at(dv, type);
+    const int32_t *plengths = ints(lengths), *pstarts = ints(starts);
+    return Run([=](std::byte* memory, Threads& threads) {
+      kernel->backward(p[0], p[1], p[2], p[3], p[4], p[5], plengths, pstarts, pdq, pdk, pdv, memory, threads);
+    });
+  };
+  steps.push_back(std::move(step));
+}
+
+void Plan::Parts::plan_gather(int32_t id) {
+  const TensorNode& x = node(id);
+  const Layout table = layout_of(x.operands[0]), ids = layout_of(x.operands[1]), out = layout[size_t(id)];
+  const TensorNode& t = node(x.operands[0]);
+  const int64_t rows = t.shape[0], columns = t.shape[1], count = count_of(node(x.operands[1]).shape);
+  const Dtype from = t.dtype, to = x.dtype;
+  const auto f32 = elements_f32(isa);
+  Step step;
+  step.position = id;
+  step.kind = "gather";
+  step.what = text("gather ", to_string(x.shape), " of ", to_string(t.shape));
+  step.reads = {table.buffer, ids.buffer};
+  step.writes = {out.buffer};
+  step.bytes = double(count * columns) * double(size_of(from) + size_of(to));
+  const std::string name = node(base(x.operands[1])).name, table_name = node(base(x.operands[0])).name;
+  step.prepare = [=, this] {
+    const std::byte* source = at(table, from);
+    std::byte* result = at(out, to);
+    const auto* which = reinterpret_cast<const int32_t*>(at(ids, Dtype::i32));
+    return Run([=](std::byte*, Threads&) {
+      for (int64_t i = 0; i < count; ++i) {
+        if (which[i] < 0 || which[i] >= rows)
+          fail(name.empty() ? "gather" : name, ": expected ids of 0 to ", rows - 1, ", the rows of ",
+               table_name.empty() ? "the table" : table_name, ", got ", which[i], " at ", i);
+        const std::byte* row = source + which[i] * columns * int64_t(size_of(from));
+        std::byte* const place = result + i * columns * int64_t(size_of(to));
+        if (from == to) std::memcpy(place, row, size_t(columns) * size_of(to));
+        else f32.load(row, from, 1, columns, reinterpret_cast<float*>(place));
+      }
+    });
+  };
+  steps.push_back(std::move(step));
+}
+
+void Plan::Parts::plan_scatter(int32_t id) {
+  const TensorNode& x = node(id);
+  const Layout ids = layout_of(x.operands[0]), rows = layout_of(x.operands[1]), out = layout[size_t(id)];
+  const bool has_base = x.operands.size() > 2;
+  const Layout start = has_base ? layout_of(x.operands[2]) : Layout();
+  const int64_t columns = x.shape[1], count = count_of(node(x.operands[0]).shape), table_rows = x.shape[0];
+  const Dtype type = x.dtype;
+  const auto bytes = size_t(count_of(x.shape)) * size_of(type);
+  const auto f32 = elements_f32(isa);
+  const auto f64 = elements_f64(isa);
+  Step step;
+  step.position = id;
+  step.kind = "scatter";
+  step.what = text("scatter ", to_string(node(x.operands[1]).shape), " to ", to_string(x.shape));
+  step.reads = {ids.buffer, rows.buffer};
+  if (has_base) {
+    step.reads.push_back(start.buffer);
+    step.in_place.push_back({start.buffer, out.buffer});
+  }
+  step.writes = {out.buffer};
+  step.bytes = double(count * columns) * 3 * double(size_of(type));
+  step.prepare = [=, this] {
+    const std::byte* from = at(rows, type);
+    const std::byte* base_data = has_base ? at(start, type) : nullptr;
+    std::byte* const result = at(out, type);
+    const auto* which = reinterpret_cast<const int32_t*>(at(ids, Dtype::i32));
+    return Run([=](std::byte*, Threads&) {
+      if (!base_data) std::memset(result, 0, bytes);
+      else if (base_data != result) std::memcpy(result, base_data, bytes);
+      for (int64_t i = 0; i < count; ++i) {
+        if (which[i] < 0 || which[i] >= table_rows) fail("scatter: expected ids of 0 to ", table_rows - 1, ", got ", which[i]);
+        if (type == Dtype::f64)
+          f64.add_rows(reinterpret_cast<const double*>(from) + i * columns, 1, columns, reinterpret_cast<double*>(result) + which[i] * columns);
+        else
+          f32.add_rows(reinterpret_cast<const float*>(from) + i * columns, 1, columns, reinterpret_cast<float*>(result) + which[i] * columns);
+      }
+    });
+  };
+  steps.push_back(std::move(step));
+}
+
+void Plan::Parts::plan_place(int32_t id) {
+  const TensorNode& x = node(id);
+  const Place& place = std::get<Place>(x.detail);
+  const Layout to = layout[size_t(id)];
+  if (!place.covers) {
+    Step step;
+    step.position = id;
+    step.kind = "zero";
+    step.what = text("zero ", to_string(x.shape));
+    step.writes = {to.buffer};
+    const size_t bytes = size_t(count_of(x.shape)) * size_of(x.dtype);
+    step.bytes = double(bytes);
+    step.prepare = [this, to, bytes, type = x.dtype] {
+      std::byte* const p = at(to, type);
+      return Run([p, bytes](std::byte*, Threads&) { std::memset(p, 0, bytes); });
+    };
+    steps.push_back(std::move(step));
+  }
+  for (size_t k = 0; k < x.operands.size(); ++k) {
+    const Layout from = layout_of(x.operands[k]);
+    if (from.buffer == to.buffer) continue;  // already there
+    plan_copy(id, from, {to.buffer, {to.view.offset + place.views[k].offset, place.views[k].strides}},
+              node(x.operands[k]).shape, node(x.operands[k]).dtype, x.dtype, "copy");
+  }
+}
+
+void Plan::Parts::plan_assign(int32_t id) {
+  const Layout to = layout[size_t(node(id).operands[0])], from = layout_of(node(id).operands[1]);
+  if (from.buffer == to.buffer) return;
+  plan_copy(graph.nodes(), from, to, node(id).shape, node(node(id).operands[1]).dtype, node(id).dtype, "assign");
+}
+
+// ---- memory
+
+// Gives each buffer of the arena a place in which no other one is in use at the same time: the largest first, each as
+// low as it fits.
+void Plan::Parts::plan_memory() {
+  for (int i = 0; i < int(steps.size()); ++i) {
+    for (const auto& list : {steps[size_t(i)].reads, steps[size_t(i)].writes}) {
+      for (int32_t b : list) {
+        Buffer& buffer = buffers[size_t(b)];
+        if (buffer.first < 0) buffer.first = i;
+        buffer.last = i;
+      }
+    }
+  }
+  for (Tensor x : outputs)
+    if (x.node().kind != Kind::assign) buffers[size_t(layout_of(x.id()).buffer)].last = int(steps.size());
+
+  // A buffer may take over the memory of one that is read for the last time by the map that writes it first, in the
+  // same order.
+  std::vector<int32_t> owner(buffers.size());
+  std::iota(owner.begin(), owner.end(), 0);
+  for (int i = 0; i < int(steps.size()); ++i) {
+    const Step& step = steps[size_t(i)];
+    std::vector<int32_t> taken;
+    for (int32_t w : step.writes) {
+      Buffer& out = buffers[size_t(w)];
+      if (out.first != i || out.outside || owner[size_t(w)] != w) continue;
+      for (int32_t r : step.reads) {
+        Buffer& in = buffers[size_t(r)];
+        const bool once = std::ranges::count(step.reads, r) == 1 && std::ranges::count(taken, r) == 0;
+        if (in.last != i || in.first >= i || in.outside || in.bytes != out.bytes || !once || out.bytes < 4096) continue;
+        if (std::ranges::find(step.in_place, std::pair(r, w)) == step.in_place.end()) continue;
+        taken.push_back(r);
+        const int32_t top = owner[size_t(r)];
+        owner[size_t(w)] = top;
+        buffers[size_t(top)].last = out.last;
+        if (top != r) in.last = out.last;
+        break;
+      }
+    }
+  }
+  std::vector<int32_t> order;
+  for (int32_t b = 0; b < int32_t(buffers.size()); ++b)
+    if (!buffers[size_t(b)].outside && buffers[size_t(b)].first >= 0 && owner[size_t(b)] == b) order.push_back(b);
+  std::ranges::stable_sort(order, std::greater(), [&](int32_t b) { return buffers[size_t(b)].bytes; });
+  std::vector<int32_t> placed;  // by offset
+  for (int32_t b : order) {
+    Buffer& buffer = buffers[size_t(b)];
+    const size_t bytes = (buffer.bytes + 63) / 64 * 64;
+    size_t offset = 0;
+    for (int32_t other : placed) {
+      const Buffer& p = buffers[size_t(other)];
+      if (p.last < buffer.first || buffer.last < p.first) continue;
+      if (offset + bytes <= p.offset) break;
+      offset = std::max(offset, p.offset + (p.bytes + 63) / 64 * 64);
+    }
+    buffer.offset = offset;
+    arena_bytes = std::max(arena_bytes, offset + bytes);
+    placed.insert(std::ranges::upper_bound(placed, offset, {}, [&](int32_t p) { return buffers[size_t(p)].offset; }), b);
+  }
+  for (const Step& step : steps) scratch_bytes = std::max(scratch_bytes, step.scratch);
+  const size_t total = (arena_bytes + scratch_bytes + 63) / 64 * 64 + 64;
+  arena.reset(static_cast<std::byte*>(std::aligned_alloc(64, total)));
+  if (!arena) throw std::bad_alloc();
+  scratch = arena.get() + arena_bytes;
+  for (size_t b = 0; b < buffers.size(); ++b) {
+    Buffer& buffer = buffers[b];
+    buffer.data = buffer.outside ? buffer.outside : arena.get() + buffers[size_t(owner[b])].offset;
+  }
+}
+
+// ---- Plan
+
+Plan::Plan(std::span<const Tensor> outputs) {
+  if (outputs.empty()) fail("plan: expected one output or more");
+  for (Tensor x : outputs)
+    if (!x || &x.graph() != &outputs[0].graph()) fail("plan: expected tensors of one graph");
+  parts_ = std::make_unique<Parts>(outputs[0].graph());
+  Parts& p = *parts_;
+  p.asked.assign(outputs.begin(), outputs.end());
+  for (Tensor x : outputs) {  // in memory, side by side
+    const bool stored = x.node().kind != Kind::counter && x.node().kind != Kind::random;
+    p.outputs.push_back(stored ? contiguous(x) : cast(x, x.dtype()));
+  }
+  p.find_live();
+  p.choose_roots();
+  p.find_biases();
+  const std::vector<Group> groups = p.group_maps();
+  p.lay_out(groups);
+  for (const Group& group : groups) p.plan_group(group);
+  for (int32_t id = 0; id < p.graph.nodes(); ++id) {
+    if (!p.live[size_t(id)]) continue;
+    switch (p.node(id).kind) {
+      case Kind::matmul: p.plan_matmul(id); break;
+      case Kind::attention: p.plan_attention(id); break;
+      case Kind::attention_grad: p.plan_attention_grad(id); break;
+      case Kind::gather: p.plan_gather(id); break;
+      case Kind::scatter: p.plan_scatter(id); break;
+      case Kind::place: p.plan_place(id); break;
+      case Kind::assign: p.plan_assign(id); break;
+      default: break;
+    }
+  }
+  std::ranges::stable_sort(p.steps, {}, &Step::position);
+  p.plan_memory();
+  for (Step& step : p.steps) step.run = step.prepare();
+}
+
+Plan::~Plan() = default;
+Plan::Plan(Plan&&) noexcept = default;
+
+void Plan::run() {
+  Parts& p = *parts_;
+  Threads& threads = p.graph.threads();
+  for (Step& step : p.steps) {
+    if (!p.profiling) {
+      step.run(p.scratch, threads);
+      continue;
+    }
+    const auto start = std::chrono::steady_clock::now();
+    step.run(p.scratch, threads);
+    step.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    ++step.runs;
+  }
+}
+
+std::span<const std::byte> Plan::bytes(Tensor output, size_t element, bool floating) const {
+  const Parts& p = *parts_;
+  const auto found = std::ranges::find_if(p.asked, [&](Tensor x) { return &x.graph() == &output.graph() && x.id() == output.id(); });
+  if (found == p.asked.end() || output.node().kind == Kind::assign) fail("plan: expected one of its outputs");
+  const Dtype type = output.dtype();
+  if (size_of(type) != element || floating != (type == Dtype::f32 || type == Dtype::f64))
+    fail("plan: expected the type of the output, ", name(type));
+  const Tensor x = p.outputs[size_t(found - p.asked.begin())];
+  return {p.at(p.layout_of(x.id()), type), size_t(x.count()) * element};
+}
+
+size_t Plan::arena_bytes() const { return parts_->arena_bytes + parts_->scratch_bytes; }
+int Plan::kernels() const { return int(parts_->steps.size()); }
+void Plan::profile(bool on) { parts_->profiling = on; }
+
+double Plan::flops() const {
+  double total = 0;
+  for (const Step& step : parts_->steps) total += step.flops;
+  return total;
+}
+
+namespace {
+
+std::string line(const std::string& what, double flops, double bytes, double seconds, int runs) {
+  char numbers[120];
+  std::snprintf(numbers, sizeof numbers, "%9.3f GFLOP %9.2f MB", flops * 1e-9, bytes * 1e-6);
+  std::string result = numbers;
+  if (runs) {
+    const double each = seconds / runs;
+    std::snprintf(numbers, sizeof numbers, " %10.3f ms %7.1f GFLOP/s %6.1f GB/s", each * 1e3, flops / each * 1e-9, bytes / each * 1e-9);
+    result += numbers;
+  }
+  return result + "  " + what + "\n";
+}
+
+}  // namespace
+
+std::string Plan::summary() const {
+  std::string result;
+  for (const Step& step : parts_->steps) result += line(step.what, step.flops, step.bytes, step.seconds, step.runs);
+  return result + totals();
+}
+
+std::string Plan::totals() const {
+  struct Total {
+    double flops = 0, bytes = 0, seconds = 0;
+    int kernels = 0, runs = 0;
+  };
+  std::map<std::string, Total> kinds;
+  for (const Step& step : parts_->steps) {
+    for (const char* kind : {step.kind, "total"}) {
+      Total& total = kinds[kind];
+      total.flops += step.flops;
+      total.bytes += step.bytes;
+      total.seconds += step.seconds;
+      total.runs = step.runs;
+      ++total.kernels;
+    }
+  }
+  std::string result;
+  for (const auto& [kind, t] : kinds)
+    result += line(text(kind, ", ", t.kernels, t.kernels == 1 ? " kernel" : " kernels"), t.flops, t.bytes, t.seconds, t.runs);
+  return result + text("arena ", parts_->arena_bytes, " bytes, scratch ", parts_->scratch_bytes, " bytes\n");
+}
+
+std::ostream& operator<<(std::ostream& out, const Plan& plan) { return out << plan.summary(); }
+
+}  // namespace dense

@@ -1,0 +1,552 @@
+#include "dense/tensor/tensor.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "dense/scalar/error.h"
+#include "dense/tensor/formula.h"
+#include "dense/tensor/plan.h"
+#include "dense/tensor/threads.h"
+
+namespace dense {
+
+std::string to_string(const Shape& shape) {
+  std::string result = "(";
+  for (size_t i = 0; i < shape.size(); ++i) result += (i ? ", " : "") + std::to_string(shape[i]);
+  return result + ")";
+}
+
+int64_t count_of(const Shape& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+Shape row_major(const Shape& shape) {
+  Shape strides(shape.size());
+  int64_t step = 1;
+  for (size_t i = shape.size(); i-- > 0; step *= shape[i]) strides[i] = step;
+  return strides;
+}
+
+Shape broadcast(const Shape& a, const Shape& b, const char* operation) {
+  Shape result = a.size() < b.size() ? b : a;
+  const Shape& other = a.size() < b.size() ? a : b;
+  for (size_t i = 1; i <= other.size(); ++i) {
+    int64_t& size = result[result.size() - i];
+    const int64_t got = other[other.size() - i];
+    if (size != got && size != 1 && got != 1)
+      fail(operation, ": ", to_string(a), " and ", to_string(b), ": expected sizes that are equal or 1, from the last");
+    if (size == 1) size = got;
+  }
+  return result;
+}
+
+namespace {
+
+void check_shape(const char* operation, const Shape& shape) {
+  for (int64_t size : shape)
+    if (size < 1) fail(operation, ": expected sizes of 1 or more, got ", to_string(shape));
+}
+
+int checked_axis(const char* operation, const Shape& shape, int axis) {
+  const int rank = int(shape.size());
+  if (axis < -rank || axis >= rank) fail(operation, ": ", to_string(shape), ": expected an axis it has, got ", axis);
+  return axis < 0 ? axis + rank : axis;
+}
+
+Graph& common_graph(const char* operation, std::span<const Tensor> operands) {
+  for (Tensor x : operands)
+    if (!x || &x.graph() != &operands[0].graph())
+      fail(operation, ": expected tensors of one graph", x ? "" : ", got one without");
+  return operands[0].graph();
+}
+
+// The view that a node is of another, or of itself.
+std::pair<int32_t, View> base_view(Tensor x) {
+  if (x.node().kind == Kind::view) return {x.node().operands[0], std::get<View>(x.node().detail)};
+  return {x.id(), {0, row_major(x.shape())}};
+}
+
+Tensor view(Tensor x, Shape shape, View view) {
+  const auto [base, current] = base_view(x);
+  if (view == current && shape == x.shape()) return x;
+  return x.graph().append({Kind::view, x.dtype(), std::move(shape), {base}, std::move(view)});
+}
+
+// The strides under which elements laid out by `strides` have the other shape; none where there are no such.
+std::optional<Shape> reshaped(const Shape& shape, const Shape& strides, const Shape& to) {
+  Shape sizes, steps;  // without axes of size 1
+  for (size_t i = 0; i < shape.size(); ++i)
+    if (shape[i] != 1) sizes.push_back(shape[i]), steps.push_back(strides[i]);
+  Shape result(to.size(), 0);
+  size_t from = 0, next = 0;
+  while (next < to.size()) {
+    if (to[next] == 1) {
+      ++next;
+      continue;
+    }
+    // the fewest axes on both sides that hold equally many elements
+    size_t from_end = from + 1, next_end = next + 1;
+    int64_t have = sizes[from], want = to[next];
+    while (have != want) {
+      if (have < want) have *= sizes[from_end++];
+      else want *= to[next_end++];
+    }
+    for (size_t i = from; i + 1 < from_end; ++i)
+      if (steps[i] != steps[i + 1] * sizes[i + 1]) return {};
+    int64_t step = steps[from_end - 1];
+    for (size_t i = next_end; i-- > next;) {
+      result[i] = to[i] == 1 ? 0 : step;
+      step *= to[i];
+    }
+    from = from_end;
+    next = next_end;
+  }
+  return result;
+}
+
+}  // namespace
+
+// ---- Tensor and Graph
+
+const TensorNode& Tensor::node() const { return graph_->node(id_); }
+int64_t Tensor::size(int axis) const { return shape()[size_t(checked_axis("size", shape(), axis))]; }
+int64_t Tensor::count() const { return count_of(shape()); }
+
+Tensor Tensor::t() const {
+  if (rank() < 2) fail("t: ", to_string(shape()), ": expected two axes or more");
+  std::vector<int> order(size_t(rank()), 0);
+  std::iota(order.begin(), order.end(), 0);
+  std::swap(order[order.size() - 1], order[order.size() - 2]);
+  return permute(*this, order);
+}
+
+std::vector<float> Tensor::value() const {
+  const Tensor result = dtype() == Dtype::f32 ? *this : cast(*this, Dtype::f32);
+  Plan plan(std::span(&result, 1));
+  plan.run();
+  const auto values = plan.get<float>(result);
+  return {values.begin(), values.end()};
+}
+
+std::span<std::byte> Tensor::bytes(size_t element, bool floating) const {
+  if (node().kind != Kind::input) fail("data: expected an input");
+  if (size_of(dtype()) != element || floating != (dtype() == Dtype::f32 || dtype() == Dtype::f64))
+    fail("data: ", node().name, ": expected the type of its elements, ", name(dtype()));
+  return {std::get<Memory>(node().detail).data, size_t(count()) * element};
+}
+
+void expect_count(const Tensor& x, size_t got) {
+  if (got != size_t(x.count()))
+    fail("set: ", x.node().name, ": expected ", x.count(), " values for ", to_string(x.shape()), ", got ", got);
+}
+
+std::ostream& operator<<(std::ostream& out, Tensor x) {
+  const std::vector<float> values = x.value();
+  out << name(x.dtype()) << to_string(x.shape()) << " [";
+  const size_t shown = std::min<size_t>(values.size(), 8);
+  for (size_t i = 0; i < shown; ++i) out << (i ? ", " : "") << values[i];
+  return out << (shown < values.size() ? ", ...]" : "]");
+}
+
+Graph::Graph(int threads)
+    : thread_count_(threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency()))) {}
+Graph::~Graph() = default;
+
+Threads& Graph::threads() {
+  if (!threads_) threads_ = std::make_unique<Threads>(thread_count_);
+  return *threads_;
+}
+
+Tensor Graph::append(TensorNode node) {
+  if (node.region < 0) node.region = region;
+  nodes_.push_back(std::move(node));
+  return {this, int32_t(nodes_.size() - 1)};
+}
+
+Tensor Graph::input(Shape shape, Dtype dtype, std::string name) {
+  check_shape("input", shape);
+  const size_t bytes = size_t(count_of(shape)) * size_of(dtype);
+  const std::shared_ptr<void> owner(std::aligned_alloc(64, (bytes + 63) / 64 * 64), [](void* p) { std::free(p); });
+  if (!owner) throw std::bad_alloc();
+  std::memset(owner.get(), 0, bytes);
+  return external(std::move(shape), dtype, {static_cast<std::byte*>(owner.get()), owner}, std::move(name));
+}
+
+Tensor Graph::external(Shape shape, Dtype dtype, Memory memory, std::string name) {
+  check_shape("input", shape);
+  return append({Kind::input, dtype, std::move(shape), {}, std::move(memory), std::move(name)});
+}
+
+Tensor Graph::counter(Shape shape, Dtype dtype) {
+  check_shape("counter", shape);
+  return append({Kind::counter, dtype, std::move(shape), {}, {}});
+}
+
+Tensor Graph::random(Shape shape, uint64_t seed, Tensor key) {
+  check_shape("random", shape);
+  if (key.dtype() != Dtype::i32 || key.shape() != Shape{2}) fail("random: expected a key of two i32");
+  return append({Kind::random, Dtype::f32, std::move(shape), {key.id()}, seed});
+}
+
+// ---- maps
+
+namespace {
+
+Dtype map_type(std::span<const Tensor> operands) {
+  const bool wide = std::ranges::any_of(operands, [](Tensor x) { return x.dtype() == Dtype::f64; });
+  return wide ? Dtype::f64 : Dtype::f32;
+}
+
+}  // namespace
+
+Tensor map_of(std::span<const Tensor> operands, std::shared_ptr<const Formula> formula, Shape space, Keep keep,
+              Dtype dtype) {
+  Shape shape = space;
+  if (keep == Keep::rows) shape.back() = 1;
+  if (keep == Keep::columns) std::fill(shape.begin(), shape.end() - 1, 1);
+  std::vector<int32_t> ids;
+  for (Tensor x : operands) ids.push_back(x.id());
+  return operands[0].graph().append(
+      {Kind::map, dtype, std::move(shape), std::move(ids), Map{std::move(formula), std::move(space), keep}});
+}
+
+Tensor map(const char* operation, std::span<const Tensor> operands,
+           const std::function<Var(Row, std::span<const Var>)>& formula, Keep keep) {
+  common_graph(operation, operands);
+  Shape space;
+  for (Tensor x : operands) space = broadcast(space, x.shape(), operation);
+  if (space.empty() && keep != Keep::all) space = {1};
+  const double columns = space.empty() ? 1 : double(space.back());
+  Formula given;
+  auto recorded = std::make_shared<Formula>();
+  std::vector<Var> vars, inputs;
+  for (Tensor x : operands) {
+    const bool across = columns > 1 && (x.rank() == 0 || x.size(-1) == 1);
+    const Var v = given.tape.input();
+    vars.push_back(across ? record(Op::across, {v}) : v);
+    inputs.push_back(recorded->tape.input());
+  }
+  given.output = formula(Row{columns}, vars);
+  recorded->output = transcribe(given, columns, recorded->tape, inputs);
+  if (keep == Keep::rows && recorded->output.tape() && columns > 1) {
+    const Node& node = recorded->tape.nodes()[size_t(recorded->output.id())];
+    if (node.op != Op::across) fail(operation, ": expected a sum or maximum over a row");
+    recorded->output = {&recorded->tape, recorded->tape.operands(node)[0]};
+  }
+  return map_of(operands, std::move(recorded), std::move(space), keep, map_type(operands));
+}
+
+Tensor record(Op op, std::span<const Tensor> operands) {
+  return map(rule(op).name, operands, [&](Row, std::span<const Var> x) { return record(op, x); });
+}
+
+Tensor record(Op op, Operand a, Operand b) {
+  if (a.tensor && b.tensor) return record(op, std::array{a.tensor, b.tensor});
+  const Tensor x = a.tensor ? a.tensor : b.tensor;
+  return map(rule(op).name, {x}, [&](Row, std::span<const Var> v) {
+    return a.tensor ? record(op, {v[0], b.number}) : record(op, {a.number, v[0]});
+  });
+}
+
+Tensor where(Tensor condition, Operand a, Operand b) {
+  std::vector<Tensor> operands{condition};
+  if (a.tensor) operands.push_back(a.tensor);
+  if (b.tensor) operands.push_back(b.tensor);
+  return map("where", operands, [&](Row, std::span<const Var> x) {
+    return where(x[0], a.tensor ? x[1] : Var(a.number), b.tensor ? x.back() : Var(b.number));
+  });
+}
+
+Tensor cast(Tensor x, Dtype dtype) {
+  if (x.dtype() == dtype && x.node().kind == Kind::map) return x;
+  auto formula = std::make_shared<Formula>();
+  formula->output = formula->tape.input();
+  return map_of(std::span(&x, 1), std::move(formula), x.shape(), Keep::all, dtype);
+}
+
+// ---- reductions
+
+namespace {
+
+// Over the last axis, which becomes 1.
+Tensor reduce_row(Tensor x, Reduction reduction) {
+  using X = std::span<const Var>;
+  switch (reduction) {
+    case Reduction::sum: return map("sum", {x}, [](Row row, X v) { return row.sum(v[0]); }, Keep::rows);
+    case Reduction::mean: return map("mean", {x}, [](Row row, X v) { return row.mean(v[0]); }, Keep::rows);
+    case Reduction::max:
+      return map(
+          "max", {x},
+          [](Row row, X v) {
+            // The value is that of m, which counts as a constant; the gradient is that of the elements equal to it.
+            const Var m = row.max(v[0]), is = equal(v[0], m);
+            return m + row.sum(where(is * (abs(m) < INFINITY), v[0] - m, 0)) / row.sum(is);
+          },
+          Keep::rows);
+    case Reduction::min: return -reduce_row(-x, Reduction::max);
+    case Reduction::prod: {
+      int64_t n = x.size(-1);
+      while (n > 1) {
+        const int64_t half = n / 2;
+        const Tensor y = slice(x, -1, 0, half) * slice(x, -1, half, 2 * half);
+        x = n % 2 ? concat(std::array{y, slice(x, -1, n - 1, n)}, -1) : y;
+        n = half + n % 2;
+      }
+      return x;
+    }
+  }
+  fail("reduce: expected a reduction");
+}
+
+// Over the first axis of two, which becomes 1.
+Tensor sum_of_rows(Tensor x) {
+  return map("sum", {x}, [](Row, std::span<const Var> v) { return v[0]; }, Keep::columns);
+}
+
+}  // namespace
+
+Tensor reduce(Tensor x, Reduction reduction, std::vector<int> axes) {
+  const int rank = x.rank();
+  for (int& axis : axes) axis = checked_axis("reduce", x.shape(), axis);
+  std::ranges::sort(axes);
+  if (std::ranges::adjacent_find(axes) != axes.end()) fail("reduce: expected each axis once");
+  if (axes.empty())
+    for (int axis = 0; axis < rank; ++axis) axes.push_back(axis);
+  std::vector<int> order;
+  Shape left, reduced;
+  for (int axis = 0; axis < rank; ++axis) {
+    if (std::ranges::binary_search(axes, axis)) continue;
+    order.push_back(axis);
+    left.push_back(x.size(axis));
+  }
+  for (int axis : axes) reduced.push_back(x.size(axis));
+  const int64_t rows = count_of(left), columns = count_of(reduced);
+  const bool sums = reduction == Reduction::sum || reduction == Reduction::mean;
+  const bool leading = !axes.empty() && axes.back() == int(axes.size()) - 1;
+  if (sums && leading && (!left.empty() || columns > 4096)) {
+    int64_t width = rows;  // without a row that is left, one as wide as the cache likes it
+    if (left.empty())
+      for (width = 4096; columns % width; --width) {}
+    Tensor total = sum_of_rows(reshape(x, {rows * columns / width, width}));
+    if (left.empty()) total = reduce_row(total, Reduction::sum);
+    if (reduction == Reduction::mean) total = total / double(columns);
+    return reshape(total, left);
+  }
+  order.insert(order.end(), axes.begin(), axes.end());
+  return reshape(reduce_row(reshape(permute(x, order), {rows, columns}), reduction), left);
+}
+
+// ---- views
+
+Tensor contiguous(Tensor x) {
+  const auto [base, current] = base_view(x);
+  return x.node().kind == Kind::view && !(current.strides == row_major(x.shape())) ? cast(x, x.dtype()) : x;
+}
+
+Tensor reshape(Tensor x, Shape shape) {
+  const Shape asked = shape;
+  int64_t known = 1;
+  int64_t* unknown = nullptr;
+  for (int64_t& size : shape) {
+    if (size == -1 && !unknown) unknown = &size;
+    else if (size < 1) fail("reshape: expected sizes of 1 or more and one -1 at most, got ", to_string(asked));
+    else known *= size;
+  }
+  if (unknown) *unknown = x.count() / known;
+  if (count_of(shape) != x.count())
+    fail("reshape: ", to_string(x.shape()), " to ", to_string(asked), ": expected the same number of elements");
+  if (shape == x.shape()) return x;
+  const auto [base, current] = base_view(x);
+  if (auto strides = reshaped(x.shape(), current.strides, shape))
+    return view(x, std::move(shape), {current.offset, std::move(*strides)});
+  const Tensor copy = cast(x, x.dtype());
+  const Shape strides = row_major(shape);
+  return view(copy, std::move(shape), {0, strides});
+}
+
+Tensor permute(Tensor x, const std::vector<int>& order) {
+  std::vector<int> sorted = order;
+  std::ranges::sort(sorted);
+  bool whole = sorted.size() == size_t(x.rank());
+  for (size_t i = 0; i < sorted.size() && whole; ++i) whole = sorted[i] == int(i);
+  if (!whole) fail("permute: ", to_string(x.shape()), ": expected each of its axes once");
+  const auto [base, current] = base_view(x);
+  Shape shape, strides;
+  for (int axis : order) shape.push_back(x.size(axis)), strides.push_back(current.strides[size_t(axis)]);
+  return view(x, std::move(shape), {current.offset, std::move(strides)});
+}
+
+Tensor expand(Tensor x, Shape shape) {
+  check_shape("expand", shape);
+  const auto [base, current] = base_view(x);
+  const size_t rank = shape.size(), first = rank - size_t(x.rank());
+  if (rank < size_t(x.rank())) fail("expand: ", to_string(x.shape()), " to ", to_string(shape), ": expected no fewer axes");
+  Shape strides(rank, 0);
+  for (size_t i = first; i < rank; ++i) {
+    const int64_t size = x.shape()[i - first];
+    if (size != 1 && size != shape[i])
+      fail("expand: ", to_string(x.shape()), " to ", to_string(shape), ": expected sizes that are equal or were 1");
+    if (size == shape[i]) strides[i] = current.strides[i - first];
+  }
+  return view(x, std::move(shape), {current.offset, std::move(strides)});
+}
+
+Tensor slice(Tensor x, int axis, int64_t begin, int64_t end) {
+  const auto i = size_t(checked_axis("slice", x.shape(), axis));
+  const int64_t size = x.shape()[i];
+  if (begin < 0 || begin >= end || end > size)
+    fail("slice: ", to_string(x.shape()), ", axis ", axis, ": expected a range within 0 and ", size, ", got ", begin,
+         " to ", end);
+  const auto [base, current] = base_view(x);
+  Shape shape = x.shape();
+  shape[i] = end - begin;
+  return view(x, std::move(shape), {current.offset + begin * current.strides[i], current.strides});
+}
+
+std::vector<Tensor> split(Tensor x, int parts, int axis) {
+  const int i = checked_axis("split", x.shape(), axis);
+  const int64_t size = x.size(i);
+  if (parts < 1 || size % parts)
+    fail("split: ", to_string(x.shape()), ", axis ", axis, ": expected a size that ", parts, " parts divide");
+  std::vector<Tensor> result;
+  for (int64_t begin = 0; begin < size; begin += size / parts) {
+    Tensor part = slice(x, i, begin, begin + size / parts);
+    Shape shape = part.shape();
+    if (shape[size_t(i)] == 1) shape.erase(shape.begin() + i), part = reshape(part, shape);
+    result.push_back(part);
+  }
+  return result;
+}
+
+Tensor concat(std::span<const Tensor> parts, int axis) {
+  if (parts.empty()) fail("concat: expected one part or more");
+  common_graph("concat", parts);
+  const auto i = size_t(checked_axis("concat", parts[0].shape(), axis));
+  Shape shape = parts[0].shape();
+  shape[i] = 0;
+  for (Tensor x : parts) {
+    Shape rest = x.shape();
+    if (rest.size() == shape.size()) shape[i] += rest[i], rest[i] = shape[i];
+    if (rest != shape || x.dtype() != parts[0].dtype())
+      fail("concat: ", to_string(parts[0].shape()), " and ", to_string(x.shape()), ", axis ", axis,
+           ": expected the same other sizes and type");
+  }
+  Place place{{}, true};
+  const Shape strides = row_major(shape);
+  std::vector<int32_t> ids;
+  int64_t offset = 0;
+  for (Tensor x : parts) {
+    place.views.push_back({offset, strides});
+    offset += x.shape()[i] * strides[i];
+    ids.push_back(x.id());
+  }
+  return parts[0].graph().append({Kind::place, parts[0].dtype(), std::move(shape), std::move(ids), std::move(place)});
+}
+
+Tensor apply(Tensor x, const einops::Transform& t) {
+  x = reshape(x, t.split);
+  if (!t.reduced.empty()) x = reduce(x, t.reduction, t.reduced);
+  x = permute(x, t.order);
+  if (t.expanded != t.unsqueezed) x = expand(reshape(x, t.unsqueezed), t.expanded);
+  return reshape(x, t.merged);
+}
+
+// ---- the other primitives
+
+Tensor matmul(Tensor a, Tensor b) {
+  Graph& graph = common_graph("matmul", std::array{a, b});
+  if (a.rank() < 2 || b.rank() < 2 || a.size(-1) != b.size(-2))
+    fail("matmul: ", to_string(a.shape()), " and ", to_string(b.shape()),
+         ": expected (..., M, K) and (..., K, N) with the same K");
+  const bool wide = a.dtype() == Dtype::f64 || b.dtype() == Dtype::f64;
+  const Dtype type = wide ? Dtype::f64 : graph.matmul_type;
+  if (a.dtype() != type) a = cast(a, type);
+  if (b.dtype() != type) b = cast(b, type);
+  // each row, or each column, in one piece
+  for (Tensor* x : {&a, &b}) {
+    const Shape& strides = base_view(*x).second.strides;
+    const int64_t row = strides[strides.size() - 2], column = strides.back(), rows = x->size(-2), columns = x->size(-1);
+    const bool by_row = column == 1 || columns == 1, by_column = row == 1 || rows == 1;
+    const bool repeated = (row == 0 && rows > 1) || (column == 0 && columns > 1);
+    if ((!by_row && !by_column) || repeated) *x = cast(*x, type);
+  }
+  const Dtype result = wide ? Dtype::f64 : Dtype::f32;
+  const int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
+  if (b.rank() == 2) {  // all rows of a at once
+    Shape shape = a.shape();
+    shape.back() = n;
+    const Tensor rows = reshape(a, {-1, k});
+    const int64_t count = rows.size(0);
+    return reshape(graph.append({Kind::matmul, result, {count, n}, {rows.id(), b.id()}, {}}), shape);
+  }
+  const Shape batch_a(a.shape().begin(), a.shape().end() - 2), batch_b(b.shape().begin(), b.shape().end() - 2);
+  Shape shape = broadcast(batch_a, batch_b, "matmul"), shape_a = shape, shape_b = shape;
+  shape_a.insert(shape_a.end(), {m, k});
+  shape_b.insert(shape_b.end(), {k, n});
+  shape.insert(shape.end(), {m, n});
+  a = expand(a, shape_a);
+  b = expand(b, shape_b);
+  return graph.append({Kind::matmul, result, std::move(shape), {a.id(), b.id()}, {}});
+}
+
+Tensor gather(Tensor table, Tensor ids) {
+  Graph& graph = common_graph("gather", std::array{table, ids});
+  if (table.rank() != 2 || ids.dtype() != Dtype::i32)
+    fail("gather: ", to_string(table.shape()), " and ", to_string(ids.shape()), ": expected a table (V, C) and i32 ids");
+  Shape shape = ids.shape();
+  shape.push_back(table.size(1));
+  const Dtype type = table.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  return graph.append({Kind::gather, type, std::move(shape), {contiguous(table).id(), contiguous(ids).id()}, {}});
+}
+
+Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths, Tensor starts) {
+  Graph& graph = common_graph("attention", std::array{q, k, v});
+  const Shape& a = q.shape();
+  if (a.size() != 4 || k.rank() != 4 || k.shape() != v.shape() || k.size(0) != a[0] || k.size(3) != a[3] ||
+      a[2] % k.size(2))
+    fail("attention: ", to_string(a), ", ", to_string(k.shape()), " and ", to_string(v.shape()),
+         ": expected q (B, T, H, D), k and v (B, S, H_kv, D), H_kv dividing H");
+  std::vector<int32_t> operands{q.id(), k.id(), v.id()};
+  for (Tensor x : {lengths, starts}) {
+    if (!x) continue;
+    if (x.dtype() != Dtype::i32 || x.shape() != Shape{a[0]})
+      fail("attention: lengths or starts ", to_string(x.shape()), ": expected i32 (", a[0], ")");
+    operands.push_back(x.id());
+  }
+  options.has_lengths = bool(lengths);
+  options.has_starts = bool(starts);
+  const Dtype type = q.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  for (size_t i = 0; i < 3; ++i) {
+    Tensor x{&graph, operands[i]};
+    // rows of heads are read as they lie, but each row in one piece
+    const bool whole = base_view(x).second.strides[3] == 1 || a[3] == 1;
+    if (x.dtype() != type || !whole) operands[i] = cast(x, type).id();
+  }
+  const Shape shape = a;
+  const Tensor out = graph.append({Kind::attention, type, shape, operands, options});
+  graph.append({Kind::part, type, {shape[0], shape[2], shape[1]}, {out.id()}, uint64_t{1}});  // lse
+  return out;
+}
+
+Tensor assign(Tensor x, Tensor values) {
+  if (x.node().kind != Kind::input) fail("assign: expected an input");
+  if (x.shape() != values.shape())
+    fail("assign: ", x.node().name, ": expected ", to_string(x.shape()), ", got ", to_string(values.shape()));
+  if (values.dtype() != x.dtype() || values.node().kind != Kind::map) values = cast(values, x.dtype());
+  return x.graph().append({Kind::assign, x.dtype(), x.shape(), {x.id(), values.id()}, {}});
+}
+
+Tensor checkpoint(const std::function<Tensor(Tensor)>& f, Tensor x) {
+  Graph& graph = x.graph();
+  const int32_t outer = std::exchange(graph.region, graph.regions++);
+  if (outer >= 0) graph.region = outer;  // one inside another is part of it
+  const Tensor y = f(x);
+  graph.region = outer;
+  return y;
+}
+
+}  // namespace dense

@@ -1,0 +1,156 @@
+// Tensors: values against plain loops, gradients against finite differences in f64.
+#include "dense/tensor/tensor.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "dense/tensor/nn.h"
+#include "dense/tensor/plan.h"
+#include "tests/errors.h"
+
+namespace dense {
+namespace {
+
+using Function = std::function<Tensor(std::span<const Tensor>)>;
+
+void fill(Tensor x, uint32_t seed, double low = -1, double high = 1) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<double> uniform(low, high);
+  if (x.dtype() == Dtype::f64) for (double& v : x.data<double>()) v = uniform(random);
+  else for (float& v : x.data<float>()) v = float(uniform(random));
+}
+
+// The gradient of sum(f(x) * weights) by each x, against central differences.
+void check_gradient(const char* what, const Function& f, const std::vector<Shape>& shapes, double low = -1, double high = 1) {
+  SCOPED_TRACE(what);
+  Graph graph(1);
+  std::vector<Tensor> x;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    x.push_back(graph.input(shapes[i], Dtype::f64, text("x", i)));
+    fill(x.back(), uint32_t(i + 1), low, high);
+  }
+  const Tensor y = f(x);
+  ASSERT_EQ(y.dtype(), Dtype::f64);
+  const Tensor w = graph.input(y.shape(), Dtype::f64, "w");
+  fill(w, 99);
+  const Tensor loss = sum(y * w);
+  std::vector<Tensor> outputs = grad(loss, x);
+  outputs.push_back(loss);
+  Plan plan(outputs), value({loss});
+  plan.run();
+  for (size_t i = 0; i < x.size(); ++i) {
+    ASSERT_EQ(outputs[i].shape(), x[i].shape());
+    const auto got = plan.get<double>(outputs[i]);
+    const auto data = x[i].data<double>();
+    for (size_t k = 0; k < data.size(); ++k) {
+      const double h = 1e-5, before = data[k];
+      data[k] = before + h;
+      value.run();
+      const double up = value.get<double>(loss)[0];
+      data[k] = before - h;
+      value.run();
+      const double down = value.get<double>(loss)[0];
+      data[k] = before;
+      ASSERT_NEAR(got[k], (up - down) / (2 * h), 1e-7 * std::max(1.0, std::abs(got[k]))) << "operand " << i << " element " << k;
+    }
+  }
+}
+
+using Xs = std::span<const Tensor>;
+
+TEST(Tensor, GradientsOfMapsAreThoseOfFiniteDifferences) {
+  check_gradient("add", [](Xs x) { return x[0] + x[1]; }, {{2, 3}, {2, 3}});
+  check_gradient("bias", [](Xs x) { return x[0] * x[1]; }, {{2, 4, 3}, {3}});
+  check_gradient("rows", [](Xs x) { return x[0] * x[1]; }, {{2, 4, 3}, {2, 4, 1}});
+  check_gradient("scalar", [](Xs x) { return x[0] * x[1]; }, {{2, 4, 3}, {}});
+  check_gradient("middle", [](Xs x) { return x[0] * x[1]; }, {{2, 4, 3}, {4, 3}});
+  check_gradient("outer", [](Xs x) { return x[0] * x[1]; }, {{4, 1}, {3}});
+  check_gradient("both", [](Xs x) { return x[0] * x[1]; }, {{2, 1, 3}, {4, 1}});
+  check_gradient("div", [](Xs x) { return x[0] / x[1]; }, {{2, 3}, {2, 3}}, 0.5, 2);
+  check_gradient("layer_norm", [](Xs x) { return layer_norm(x[0], 1e-5) * x[1] + x[2]; }, {{3, 5}, {5}, {5}});
+  check_gradient("rms_norm", [](Xs x) { return rms_norm(x[0], 1e-5) * x[1]; }, {{2, 3, 5}, {5}});
+  check_gradient("softmax", [](Xs x) { return softmax(x[0]); }, {{3, 5}});
+  check_gradient("log_softmax", [](Xs x) { return log_softmax(x[0]); }, {{3, 5}});
+  check_gradient("gelu", [](Xs x) { return gelu(x[0]) + gelu_tanh(x[0]) * silu(x[0]); }, {{3, 5}});
+  check_gradient("swiglu", [](Xs x) { return swiglu(x[0], x[1]); }, {{3, 5}, {3, 5}});
+  check_gradient("soft_cap", [](Xs x) { return soft_cap(x[0], 0.7); }, {{3, 5}});
+  check_gradient("one column", [](Xs x) { return softmax(x[0]) * x[1] + layer_norm(x[0], 0.1); }, {{3, 1}, {3, 1}});
+  check_gradient("where", [](Xs x) { return where(less(x[0], x[1]), x[0] * x[1], exp(x[0])); }, {{3, 5}, {5}});
+}
+
+TEST(Tensor, GradientsOfReductionsAreThoseOfFiniteDifferences) {
+  for (Reduction r : {Reduction::sum, Reduction::mean, Reduction::max, Reduction::min, Reduction::prod})
+    for (std::vector<int> axes : {std::vector<int>{}, {0}, {1}, {2}, {0, 1}, {1, 2}, {0, 2}, {-1}})
+      check_gradient("reduce", [&](Xs x) { return reduce(x[0], r, axes); }, {{2, 3, 4}});
+}
+
+TEST(Tensor, GradientsOfViewsAreThoseOfFiniteDifferences) {
+  check_gradient("reshape", [](Xs x) { return exp(reshape(x[0], {6, -1})); }, {{2, 3, 4}});
+  check_gradient("permute", [](Xs x) { return exp(permute(x[0], {2, 0, 1})) * x[1]; }, {{2, 3, 4}, {2, 3}});
+  check_gradient("permute, reshape", [](Xs x) { return reshape(permute(x[0], {1, 0}), {12}); }, {{3, 4}});
+  check_gradient("expand", [](Xs x) { return exp(expand(x[0], {5, 2, 3})); }, {{2, 1}});
+  check_gradient("slice", [](Xs x) { return slice(x[0], 1, 1, 3) * slice(x[0], 1, 0, 2); }, {{2, 4}});
+  check_gradient("split", [](Xs x) { auto [a, b, c] = split<3>(x[0], -1); return a * b + exp(c); }, {{2, 6}});
+  check_gradient("split, heads", [](Xs x) {
+    auto [q, k, v] = split<3>(rearrange<"b t (s h d) -> s b h t d", "s", "h">(x[0], 3, 2));
+    return q * k + exp(v);
+  }, {{2, 3, 12}});
+  check_gradient("concat", [](Xs x) { return exp(concat(x, 1)); }, {{2, 3}, {2, 1}, {2, 2}});
+  check_gradient("repeat", [](Xs x) { return exp(repeat<"t c -> b t c", "b">(x[0], 3)); }, {{2, 4}});
+  check_gradient("reduce", [](Xs x) { return exp(reduce<"b (t s) c -> b t c", Reduction::mean, "s">(x[0], 2)); }, {{2, 4, 3}});
+  check_gradient("again", [](Xs x) { return x[0] * x[0] + reshape(reshape(x[0], {6}), {2, 3}) + x[0]; }, {{2, 3}});
+}
+
+TEST(Tensor, GradientsOfMatmulAreThoseOfFiniteDifferences) {
+  check_gradient("matmul", [](Xs x) { return matmul(x[0], x[1]); }, {{3, 4}, {4, 5}});
+  check_gradient("rows", [](Xs x) { return matmul(x[0], x[1]); }, {{2, 3, 4}, {4, 5}});
+  check_gradient("transposed", [](Xs x) { return matmul(x[0].t(), x[1].t()); }, {{4, 3}, {5, 4}});
+  check_gradient("batch", [](Xs x) { return matmul(x[0], x[1]); }, {{2, 3, 4}, {2, 4, 5}});
+  check_gradient("broadcast batch", [](Xs x) { return matmul(x[0], x[1]); }, {{2, 1, 3, 4}, {3, 4, 2}});
+  check_gradient("heads", [](Xs x) { return matmul(permute(x[0], {0, 2, 1, 3}), permute(x[1], {0, 2, 3, 1})); }, {{2, 3, 2, 4}, {2, 3, 2, 4}});
+}
+
+TEST(Tensor, GradientsOfAttentionAreThoseOfFiniteDifferences) {
+  check_gradient("causal", [](Xs x) { return attention(x[0], x[1], x[2], {.scale = 0.5f}); }, {{2, 3, 2, 4}, {2, 3, 1, 4}, {2, 3, 1, 4}});
+  check_gradient("qkv", [](Xs x) {
+    auto [q, k, v] = split<3>(rearrange<"b t (s h d) -> s b t h d", "s", "h">(x[0], 3, 2));
+    return rearrange<"b t h d -> b t (h d)">(attention(q, k, v, {.scale = 0.5f, .soft_cap = 2, .window = 2}));
+  }, {{2, 5, 12}});
+}
+
+TEST(Tensor, GradientsOfGatherAreThoseOfFiniteDifferences) {
+  check_gradient("gather", [](Xs x) {
+    const Tensor ids = x[0].graph().input({2, 3}, Dtype::i32);
+    ids.set({0, 2, 2, 1, 0, 2});
+    return gather(x[0], ids) * x[1];
+  }, {{4, 5}, {2, 3, 5}});
+  check_gradient("tied", [](Xs x) {
+    const Tensor ids = x[0].graph().input({3}, Dtype::i32);
+    ids.set({3, 1, 3});
+    return matmul(gather(x[0], ids), x[0].t());
+  }, {{4, 5}});
+  check_gradient("cross entropy", [](Xs x) {
+    const Tensor labels = x[0].graph().input({2, 3}, Dtype::i32);
+    labels.set({0, 2, -100, 4, 1, -100});
+    return cross_entropy(x[0], shift_left(labels, -100));
+  }, {{2, 3, 5}});
+}
+
+TEST(Tensor, AnyTensorHasAValue) {
+  Graph graph;
+  const Tensor x = graph.input({2, 3});
+  x.set({1.f, 2.f, 3.f, 4.f, 5.f, 6.f});
+  EXPECT_EQ(x.value(), (std::vector<float>{1, 2, 3, 4, 5, 6}));
+  EXPECT_EQ(x.t().value(), (std::vector<float>{1, 4, 2, 5, 3, 6}));
+  EXPECT_EQ((x + 1).value(), (std::vector<float>{2, 3, 4, 5, 6, 7}));
+  EXPECT_EQ(sum(x, {0}).value(), (std::vector<float>{5, 7, 9}));
+  EXPECT_EQ(sum(x).value(), (std::vector<float>{21}));
+  EXPECT_EQ(matmul(x, x.t()).value(), (std::vector<float>{14, 32, 32, 77}));
+  EXPECT_EQ(slice(x, 1, 1, 3).value(), (std::vector<float>{2, 3, 5, 6}));
+  EXPECT_EQ(shift_left(x, 9).value(), (std::vector<float>{2, 3, 9, 5, 6, 9}));
+}
+
+}  // namespace
+}  // namespace dense
