@@ -211,6 +211,13 @@ std::vector<Case> cases() {
   for (const int64_t T : {1, 2, 7, 24, 65, 130})
     for (const int64_t D : {4, 16, 24, 64, 80, 128}) add(make(1 + T % 2, T, T, 2, 2, D));
   for (const int64_t D : {1, 3, 5, 17}) add(make(1, 9, 9, 1, 1, D)), add(make(1, 1, 9, 1, 1, D), {}, {8});
+  for (const int64_t T : {1, 4, 8, 9, 16})
+    for (const int64_t D : {4, 8, 16}) {
+      add(make(2, T, T, 3, 3, D));
+      add(make(3, T, 16, 2, 2, D), {16, 0, 7}, {int32_t(16 - T), 2, -3})->soft_cap = 2;
+      add(make(3, T, 7, 4, 2, D), {7, 1, 6}, {0, 6, 2})->window = 3;
+      add(make(3, T, 8, 2, 2, D), {8, 0, 7})->causal = false;
+    }
   add(make(2, 5, 77, 2, 2, 16), {}, {72, 30});  // queries after a past
   add(make(3, 1, 200, 4, 4, 64), {}, {199, 63, 64});
   add(make(2, 3, 150, 4, 4, 24), {}, {147, 62});
@@ -382,6 +389,24 @@ TEST(Attention, SameBitsAloneAsAmongOthers) {
             }
         }
       }
+}
+
+// The first T of 24 queries and keys, as a problem of its own.
+TEST(Attention, SameBitsInAShorterText) {
+  for (const Isa isa : isas())
+    for (const int64_t D : {4, 16, 20}) {
+      Case c{make(1, 24, 24, 2, 2, D), {}, {}};
+      Arrays<float> all = arrays<float>(c);
+      run(c, all, isa);
+      for (const int64_t T : {1, 2, 5, 8, 16, 17}) {
+        Arrays<float> a = all;
+        c.spec.queries = c.spec.keys = T;
+        run(c, a, isa);
+        const size_t size = size_t(T * 2 * D) * 4;
+        EXPECT_EQ(std::memcmp(a.out.data(), all.out.data(), size), 0) << c << name(isa);
+        EXPECT_EQ(std::memcmp(a.dq.data(), all.dq.data(), size), 0) << c << name(isa);
+      }
+    }
 }
 
 TEST(Attention, ANaNIsNotHidden) {

@@ -20,6 +20,9 @@ namespace dense {
 // Queries and keys come in blocks of as many. Of keys this is part of the contract: it decides on the bits.
 inline constexpr int64_t block = 64;
 
+// Heads of at most as many queries, keys and numbers are done in registers.
+inline constexpr int64_t brief = 16;
+
 struct Attention::Call {
   const AttentionSpec& spec;
   const int32_t *lengths, *starts;
@@ -27,7 +30,9 @@ struct Attention::Call {
   const void* out_read;
   void *out, *lse, *delta;  // lse, delta (B, H, T)
   void *dq, *dk, *dv;
-  bool few;  // keys along the lanes in the forward pass
+  bool brief;  // all of a head in registers
+  bool few;    // keys along the lanes in the forward pass
+  bool joint;  // dq together with dk and dv
 
   int64_t group() const { return spec.heads / spec.kv_heads; }
   int64_t query_blocks() const { return (spec.queries + block - 1) / block; }
@@ -181,7 +186,7 @@ class Worker {
   }
 
 #if HWY_TARGET == HWY_SCALAR
-  static constexpr bool in_blocks = false;
+  static constexpr bool in_blocks = false;  // vectors consist of 128-bit blocks of four floats
 #else
   static constexpr bool in_blocks = std::is_same_v<T, float>;
 
@@ -274,13 +279,14 @@ class Worker {
     else return hn::Mul(dot, scale);
   }
 
-  // f with whether there is a mask and whether a soft cap as types.
+  // f with whether there is a soft cap, and whether a mask, as types.
   template <class F>
-  HWY_INLINE void with(bool masked, const F& f) const {
-    const std::true_type yes;
-    const std::false_type no;
-    if (spec.soft_cap != 0) masked ? f(yes, yes) : f(no, yes);
-    else masked ? f(yes, no) : f(no, no);
+  HWY_INLINE void with_cap(const F& f) const {
+    spec.soft_cap != 0 ? f(std::true_type()) : f(std::false_type());
+  }
+  template <class F>
+  HWY_INLINE void with_cap_and_mask(bool masked, const F& f) const {
+    with_cap([&](auto capped) HWY_ATTR { masked ? f(capped, std::true_type()) : f(capped, std::false_type()); });
   }
 
   // The ranges of keys of the queries at `position` and after it, one per lane.
@@ -337,7 +343,7 @@ class Worker {
       const int64_t keys = std::min(block, high.last - key);
       const T *k = at(call.k, spec.k, b, key, h / group), *v = at(call.v, spec.v, b, key, h / group);
       multiply(keys, head_dim, {k, spec.k.time, 1}, qt, block, p, block, width, false);
-      with(key < high.first || key + keys > low.last, [&](auto masked, auto capped) HWY_ATTR {
+      with_cap_and_mask(key < high.first || key + keys > low.last, [&](auto capped, auto masked) HWY_ATTR {
         for (int64_t i = 0; i < width * n; i += n) {
           const V factor = softmax_lanes<masked(), capped()>(p + i, key, keys, hn::LoadU(d, first + i),
                                                              hn::LoadU(d, last + i), m + i, sum + i);
@@ -385,7 +391,7 @@ class Worker {
       const int64_t keys = std::min(block, high.last - key), width = vectors(keys);
       lanes_from_rows(at(call.k, spec.k, b, key, kv_head), spec.k.time, keys, kt);
       multiply(rows, head_dim, {q, head_dim, 1}, kt, block, p, block, width, false);
-      with(true, [&](auto, auto capped) HWY_ATTR {
+      with_cap([&](auto capped) HWY_ATTR {
         for (int64_t i = 0; i < rows; ++i) {
           const KeyRange range = keys_of(spec, position + i / group, length);
           const V first = hn::Set(d, T(range.first)), last = hn::Set(d, T(range.last)), none = hn::Neg(hn::Inf(d));
@@ -439,6 +445,7 @@ class Worker {
   }
 
   void forward(int64_t item) const {
+    if (call.brief) return forward_briefly(item / spec.heads, item % spec.heads);
     if (call.few) return forward_few(item / spec.kv_heads, item % spec.kv_heads);
     const int64_t heads = spec.batch * spec.heads, head = item % heads;
     const int64_t t = (call.query_blocks() - 1 - item / heads) * block;  // those with most keys first
@@ -447,19 +454,21 @@ class Worker {
 
   // ---- backward
 
-  // delta of one query
+  // delta of up to a block of queries, which are the lanes
   void delta(int64_t item) const {
-    const int64_t b = item / (spec.heads * spec.queries), h = item / spec.queries % spec.heads, t = item % spec.queries;
-    const T *out = at(call.out_read, spec.out, b, t, h), *dout = at(call.dout, spec.dout, b, t, h);
-    T total = 0;
-    if (head_dim % n == 0) {
-      V sum = hn::Zero(d);
-      for (int64_t j = 0; j < head_dim; j += n) sum = hn::MulAdd(hn::LoadU(d, out + j), hn::LoadU(d, dout + j), sum);
-      total = hn::GetLane(hn::SumOfLanes(d, sum));
-    } else {
-      for (int64_t j = 0; j < head_dim; ++j) total += out[j] * dout[j];
-    }
-    static_cast<T*>(call.delta)[item] = total;
+    const int64_t blocks = call.query_blocks(), h = item / blocks % spec.heads, b = item / blocks / spec.heads;
+    const int64_t t = item % blocks * block, count = std::min(block, spec.queries - t);
+    T *out = by_dim(0), *dout = by_dim(1), *deltas = row(0);
+    lanes_from_rows(at(call.out_read, spec.out, b, t, h), spec.out.time, count, out);
+    lanes_from_rows(at(call.dout, spec.dout, b, t, h), spec.dout.time, count, dout);
+    for (int64_t i = 0; i < count; i += n) hn::StoreU(delta(out + i, dout + i), d, deltas + i);
+    std::copy_n(deltas, count, static_cast<T*>(call.delta) + row_at(b, t, h));
+  }
+  HWY_INLINE V delta(const T* out, const T* dout) const {
+    V sum = hn::Zero(d);
+    for (int64_t j = 0; j < head_dim * block; j += block)
+      sum = hn::MulAdd(hn::LoadU(d, out + j), hn::LoadU(d, dout + j), sum);
+    return sum;
   }
 
   // P and dS from a dot q . k and from dP.
@@ -481,7 +490,7 @@ class Worker {
     return ds;
   }
 
-  // dk and dv of a block of keys, which are the lanes.
+  // dk and dv of a block of keys, which are the lanes. With `joint`, also what these keys add to dq, unscaled.
   void backward_keys(int64_t b, int64_t kv_head, int64_t key) const {
     T *kt = by_dim(0), *vt = by_dim(1), *dkt = by_dim(2), *dvt = by_dim(3), *p = square(0), *ds = square(1);
     const int64_t length = call.length(b), start = call.start(b), all = std::min(block, spec.keys - key);
@@ -505,7 +514,7 @@ class Worker {
         const T* deltas = static_cast<const T*>(call.delta) + row_at(b, t, h);
         multiply(count, head_dim, {q, spec.q.time, 1}, kt, block, p, block, width, false);
         multiply(count, head_dim, {dout, spec.dout.time, 1}, vt, block, ds, block, width, false);
-        with(key < high.first || key + keys > low.last, [&](auto masked, auto capped) HWY_ATTR {
+        with_cap_and_mask(key < high.first || key + keys > low.last, [&](auto capped, auto masked) HWY_ATTR {
           for (int64_t i = 0; i < count; ++i) {
             const KeyRange range = keys_of(spec, position + i, length);
             const V first = hn::Set(d, T(range.first)), last = hn::Set(d, T(range.last));
@@ -523,6 +532,9 @@ class Worker {
         });
         multiply(head_dim, count, {dout, 1, spec.dout.time}, p, block, dvt, block, width, begun);
         multiply(head_dim, count, {q, 1, spec.q.time}, ds, block, dkt, block, width, begun);
+        if (call.joint)
+          multiply(count, keys, {ds, block, 1}, at(call.k, spec.k, b, key, kv_head), spec.k.time,
+                   at(call.dq, spec.dq, b, t, h), spec.dq.time, head_dim / n, true);
       }
     T *dk = at(call.dk, spec.dk, b, key, kv_head), *dv = at(call.dv, spec.dv, b, key, kv_head);
     const int64_t reached = begun ? keys : 0;
@@ -555,7 +567,7 @@ class Worker {
       const T *k = at(call.k, spec.k, b, key, h / group), *v = at(call.v, spec.v, b, key, h / group);
       multiply(keys, head_dim, {k, spec.k.time, 1}, qt, block, p, block, width, false);
       multiply(keys, head_dim, {v, spec.v.time, 1}, dout, block, ds, block, width, false);
-      with(key < high.first || key + keys > low.last, [&](auto masked, auto capped) HWY_ATTR {
+      with_cap_and_mask(key < high.first || key + keys > low.last, [&](auto capped, auto masked) HWY_ATTR {
         for (int64_t i = 0; i < width * n; i += n) {
           const V from = hn::LoadU(d, first + i), to = hn::LoadU(d, last + i);
           const V lane_lse = hn::LoadU(d, lse + i), lane_delta = hn::LoadU(d, deltas + i);
@@ -577,8 +589,167 @@ class Worker {
         dq, count, [&](int64_t) HWY_ATTR { return scale; }, at(call.dq, spec.dq, b, t, h), spec.dq.time);
   }
 
+  // All gradients of the heads that share a head of keys, five products for each block of keys and queries instead of
+  // seven. The additions to each number, and so its bits, are those of the two passes.
+  void backward_jointly(int64_t b, int64_t kv_head) const {
+    const auto each_dq = [&](const auto& f) {
+      for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
+        for (int64_t t = 0; t < spec.queries; ++t) f(at(call.dq, spec.dq, b, t, h));
+    };
+    each_dq([&](T* dq) { std::fill_n(dq, head_dim, T(0)); });
+    for (int64_t key = 0; key < spec.keys; key += block) backward_keys(b, kv_head, key);
+    each_dq([&](T* dq) HWY_ATTR {
+      for (int64_t j = 0; j < head_dim; j += n) hn::StoreU(hn::Mul(hn::LoadU(d, dq + j), scale), d, dq + j);
+    });
+  }
+
+  // ---- all of a head at once: at most `brief` queries, keys and numbers per head, in registers
+
+  // Copies `count` rows to rows of `brief` numbers, and adds zeros up to R rows.
+  template <size_t R>
+  HWY_INLINE void pad(const T* from, int64_t stride, int64_t count, T* to) const {
+    const hn::CappedTag<T, 4> d4;
+    for (int64_t i = 0; i < int64_t(R); ++i)
+      for (int64_t j = 0; j < head_dim; j += 4)
+        hn::StoreU(i < count ? hn::LoadU(d4, from + i * stride + j) : hn::Zero(d4), d4, to + i * brief + j);
+  }
+
+  // dots[i] = sum over j of rows[i][j] lanes[j]
+  template <size_t R>
+  HWY_INLINE void dots(const T* rows, const T* lanes, V (&sum)[R]) const {
+    unrolled<R>([&](auto i) HWY_ATTR { sum[i] = hn::Zero(d); });
+    for (int64_t j = 0; j < head_dim; ++j) {
+      const V x = hn::LoadU(d, lanes + j * block);
+      unrolled<R>([&](auto i) HWY_ATTR { sum[i] = hn::MulAdd(x, hn::Set(d, rows[int64_t(i) * brief + j]), sum[i]); });
+    }
+  }
+
+  // to[lane][j] = factor * sum over i of rows[i][j] p[i]
+  template <size_t R>
+  HWY_INLINE void weigh(const T* rows, const V (&p)[R], V factor, int64_t count, T* to, int64_t stride) const {
+    for (int64_t j = 0; j < head_dim; j += 4) {
+      V sum[4];
+      unrolled<4>([&](auto k) HWY_ATTR { sum[k] = hn::Zero(d); });
+      unrolled<R>([&](auto i) HWY_ATTR {
+        unrolled<4>([&](auto k) HWY_ATTR {
+          sum[k] = hn::MulAdd(p[i], hn::Set(d, rows[int64_t(i) * brief + j + int64_t(k)]), sum[k]);
+        });
+      });
+      unrolled<4>([&](auto k) HWY_ATTR { sum[k] = hn::Mul(sum[k], factor); });
+      transpose_blocks(sum[0], sum[1], sum[2], sum[3]);
+      unrolled<4>([&](auto k)
+                      HWY_ATTR { store_blocks(sum[k], to + int64_t(k) * stride + j, stride, 0, count - int64_t(k)); });
+    }
+  }
+
+  template <size_t R>
+  HWY_NOINLINE HWY_FLATTEN void forward_briefly(int64_t b, int64_t h) const {
+    T *k = square(0), *v = square(1), *qt = by_dim(0), *lse = row(0), *first = row(1), *last = row(2);
+    const int64_t g = h / group, length = call.length(b), count = spec.queries;
+    pad<R>(at(call.k, spec.k, b, 0, g), spec.k.time, length, k);
+    pad<R>(at(call.v, spec.v, b, 0, g), spec.v.time, length, v);
+    lanes_from_rows(at(call.q, spec.q, b, 0, h), spec.q.time, count, qt);
+    ranges(call.start(b), length, n, first, last);
+    V p[R];
+    dots(k, qt, p);
+    with_cap([&](auto capped) HWY_ATTR {
+      const V from = hn::LoadU(d, first), to = hn::LoadU(d, last), none = hn::Neg(hn::Inf(d));
+      V m = hn::Set(d, lowest), sum = hn::Zero(d);
+      unrolled<R>([&](auto i) HWY_ATTR {
+        p[i] = hn::IfThenElse(within(hn::Set(d, T(i())), from, to), score<capped()>(p[i]), none);
+        m = hn::Max(m, p[i]);
+      });
+      unrolled<R>([&](auto i) HWY_ATTR {
+        p[i] = exp(hn::Sub(p[i], m));
+        sum = hn::Add(sum, p[i]);
+      });
+      hn::StoreU(hn::Add(m, math::log(d, sum)), d, lse);
+      weigh(v, p, inverse(sum), count, at(call.out, spec.out, b, 0, h), spec.out.time);
+    });
+    std::copy_n(lse, count, static_cast<T*>(call.lse) + row_at(b, 0, h));
+  }
+  void forward_briefly(int64_t b, int64_t h) const {
+    if constexpr (in_blocks) spec.keys <= 8 ? forward_briefly<8>(b, h) : forward_briefly<16>(b, h);
+  }
+
+  // dq, keys being the rows: they are R.
+  template <size_t R>
+  HWY_NOINLINE HWY_FLATTEN void dq_briefly(const T* qt, const T* doutt, const T* k, const T* v, const T* lse,
+                                           const T* deltas, const T* first, const T* last, T* dq) const {
+    V p[R], ds[R];
+    dots(k, qt, p);
+    dots(v, doutt, ds);
+    with_cap([&](auto capped) HWY_ATTR {
+      const V from = hn::LoadU(d, first), to = hn::LoadU(d, last);
+      const V lane_lse = hn::LoadU(d, lse), lane_delta = hn::LoadU(d, deltas);
+      unrolled<R>([&](auto i) HWY_ATTR {
+        const auto seen = within(hn::Set(d, T(i())), from, to);
+        ds[i] = gradient<true, capped()>(p[i], ds[i], lane_lse, lane_delta, seen, p[i]);
+      });
+    });
+    weigh(k, ds, scale, spec.queries, dq, spec.dq.time);
+  }
+  // dk and dv, queries being the rows: they are R.
+  template <size_t R>
+  HWY_NOINLINE HWY_FLATTEN void dk_briefly(const T* kt, const T* vt, const T* q, const T* dout, const T* lse,
+                                           const T* deltas, const T* first, const T* last, int64_t count, T* dk,
+                                           T* dv) const {
+    V p[R], ds[R];
+    dots(q, kt, p);
+    dots(dout, vt, ds);
+    with_cap([&](auto capped) HWY_ATTR {
+      const V key = hn::Iota(d, T(0));
+      unrolled<R>([&](auto i) HWY_ATTR {
+        const auto seen = within(key, hn::Set(d, first[i()]), hn::Set(d, last[i()]));
+        ds[i] = gradient<true, capped()>(p[i], ds[i], hn::Set(d, lse[i()]), hn::Set(d, deltas[i()]), seen, p[i]);
+      });
+    });
+    weigh(q, ds, scale, count, dk, spec.dk.time);
+    weigh(dout, p, hn::Set(d, T(1)), count, dv, spec.dv.time);
+  }
+
+  // R: that many keys and queries at most.
+  template <size_t R>
+  void backward_briefly(int64_t b, int64_t h) const {
+    T *q = square(0), *k = q + brief * brief, *v = k + brief * brief, *dout = v + brief * brief;
+    T *qt = by_dim(0), *kt = by_dim(1), *vt = by_dim(2), *doutt = by_dim(3), *outt = square(1);
+    T *lse = row(0), *deltas = row(1), *first = row(2), *last = row(3);
+    const int64_t length = call.length(b), count = spec.queries;
+    const T *q_rows = at(call.q, spec.q, b, 0, h), *k_rows = at(call.k, spec.k, b, 0, h);
+    const T *v_rows = at(call.v, spec.v, b, 0, h), *dout_rows = at(call.dout, spec.dout, b, 0, h);
+    T *dk = at(call.dk, spec.dk, b, 0, h), *dv = at(call.dv, spec.dv, b, 0, h);
+    pad<R>(q_rows, spec.q.time, count, q);
+    pad<R>(k_rows, spec.k.time, length, k);
+    pad<R>(v_rows, spec.v.time, length, v);
+    pad<R>(dout_rows, spec.dout.time, count, dout);
+    lanes_from_rows(q_rows, spec.q.time, count, qt);
+    lanes_from_rows(dout_rows, spec.dout.time, count, doutt);
+    lanes_from_rows(at(call.out_read, spec.out, b, 0, h), spec.out.time, count, outt);
+    ranges(call.start(b), length, brief, first, last);
+    std::fill(last + count, last + brief, T(0));
+    std::fill_n(lse, brief, T(0));
+    std::copy_n(static_cast<const T*>(call.lse) + row_at(b, 0, h), count, lse);
+    hn::StoreU(delta(outt, doutt), d, deltas);
+    dq_briefly<R>(qt, doutt, k, v, lse, deltas, first, last, at(call.dq, spec.dq, b, 0, h));
+    if (length) {
+      lanes_from_rows(k_rows, spec.k.time, length, kt);
+      lanes_from_rows(v_rows, spec.v.time, length, vt);
+      dk_briefly<R>(kt, vt, q, dout, lse, deltas, first, last, length, dk, dv);
+    }
+    for (int64_t i = length; i < spec.keys; ++i) {
+      std::fill_n(dk + i * spec.dk.time, head_dim, T(0));
+      std::fill_n(dv + i * spec.dv.time, head_dim, T(0));
+    }
+  }
+  void backward_briefly(int64_t b, int64_t h) const {
+    if constexpr (in_blocks)
+      std::max(spec.keys, spec.queries) <= 8 ? backward_briefly<8>(b, h) : backward_briefly<16>(b, h);
+  }
+
   // First all blocks of keys, then all of queries; those with most to do first.
   void backward(int64_t item) const {
+    if (call.brief) return backward_briefly(item / spec.heads, item % spec.heads);
+    if (call.joint) return backward_jointly(item / spec.kv_heads, item % spec.kv_heads);
     const int64_t kv_heads = spec.batch * spec.kv_heads, key_items = kv_heads * call.key_blocks();
     if (item < key_items) {
       const int64_t head = item % kv_heads;
@@ -593,6 +764,7 @@ class Worker {
 template <class T>
 Attention::Kernels kernels_of() {
   using Call = Attention::Call;
+  constexpr int lanes = int(hn::MaxLanes(hn::ScalableTag<T>()));
   return {[](const Call& call, int64_t begin, int64_t end, std::byte* scratch) {
             const Worker<T> worker(call, scratch);
             for (int64_t i = begin; i < end; ++i) worker.forward(i);
@@ -604,7 +776,8 @@ Attention::Kernels kernels_of() {
           [](const Call& call, int64_t begin, int64_t end, std::byte* scratch) {
             const Worker<T> worker(call, scratch);
             for (int64_t i = begin; i < end; ++i) worker.backward(i);
-          }};
+          },
+          lanes, Worker<T>::in_blocks};
 }
 Attention::Kernels attention_kernels(bool wide) { return wide ? kernels_of<double>() : kernels_of<float>(); }
 
@@ -649,6 +822,8 @@ Attention::Attention(const AttentionSpec& spec, Isa isa, int threads) : spec_(sp
   check(threads >= 1, "at least 1 thread", threads);
   if (spec.type != Dtype::f32 && spec.type != Dtype::f64) fail("attention: expected f32 or f64, got ", name(spec.type));
   kernels_ = kernels(spec.type, isa);
+  brief_ = kernels_.in_blocks && spec.queries <= std::min<int64_t>(brief, kernels_.lanes) && spec.keys <= brief &&
+           spec.head_dim % 4 == 0 && spec.head_dim <= brief;
   thread_bytes_ = (size_t(Areas(spec.head_dim).size()) * size_of(spec.type) + 63) / 64 * 64;
 }
 
@@ -669,9 +844,10 @@ void Attention::run(Run kernel, const Call& call, int64_t items, int64_t cost, s
 void Attention::forward(const void* q, const void* k, const void* v, const int32_t* lengths, const int32_t* starts,
                         void* out, void* lse, std::byte* scratch, Threads& threads) const {
   const AttentionSpec& s = spec_;
-  Call call{s, lengths, starts, q, k, v, nullptr, nullptr, out, lse, nullptr, nullptr, nullptr, nullptr, false};
-  call.few = s.queries <= 4 && s.queries * call.group() <= block;
-  const int64_t items = s.batch * (call.few ? s.kv_heads : s.heads * call.query_blocks());
+  Call call{s, lengths, starts, q, k, v, nullptr, nullptr, out, lse, nullptr, nullptr, nullptr, nullptr, {}, {}, {}};
+  call.brief = brief_;
+  call.few = !brief_ && s.queries <= 4 && s.queries * call.group() <= block;
+  const int64_t items = s.batch * (brief_ ? s.heads : call.few ? s.kv_heads : s.heads * call.query_blocks());
   const int64_t lanes = call.few ? s.queries * call.group() : std::min(block, s.queries);
   run(kernels_.forward, call, items, 50 + lanes * s.keys * (s.head_dim + 8) / 32, scratch, threads);
 }
@@ -680,11 +856,19 @@ void Attention::backward(const void* q, const void* k, const void* v, const void
                          const void* dout, const int32_t* lengths, const int32_t* starts, void* dq, void* dk, void* dv,
                          std::byte* scratch, Threads& threads) const {
   const AttentionSpec& s = spec_;
-  const Call call{s, lengths, starts, q, k, v, dout, out, nullptr, const_cast<void*>(lse), scratch, dq, dk, dv, false};
-  run(kernels_.delta, call, s.batch * s.heads * s.queries, 5 + s.head_dim / 8, scratch, threads);
-  const int64_t items = s.batch * (s.kv_heads * call.key_blocks() + s.heads * call.query_blocks());
-  run(kernels_.backward, call, items, 100 + std::min(block, s.queries) * s.keys * (s.head_dim + 8) / 16, scratch,
-      threads);
+  Call call{s, lengths, starts, q, k, v, dout, out, nullptr, const_cast<void*>(lse), scratch, dq, dk, dv, {}, {}, {}};
+  call.brief = brief_ && call.group() == 1 && s.keys <= kernels_.lanes;
+  // Five products instead of seven if that leaves no more than two of seven threads idle in the end.
+  const int64_t jobs = s.batch * s.kv_heads, rounds = (jobs + threads_ - 1) / threads_;
+  call.joint = s.head_dim % kernels_.lanes == 0 && rounds * threads_ * 5 <= jobs * 7;
+  if (!call.brief)
+    run(kernels_.delta, call, s.batch * s.heads * call.query_blocks(), 20 + std::min(block, s.queries) * s.head_dim / 8,
+        scratch, threads);
+  const int64_t rows = call.brief || !call.joint ? std::min(block, s.queries) : s.queries * call.group();
+  const int64_t items = call.brief   ? s.batch * s.heads
+                        : call.joint ? jobs
+                                     : s.batch * (s.kv_heads * call.key_blocks() + s.heads * call.query_blocks());
+  run(kernels_.backward, call, items, 100 + rows * s.keys * (s.head_dim + 8) / 16, scratch, threads);
 }
 
 }  // namespace dense

@@ -59,6 +59,8 @@ class Attention {
   using Run = void (*)(const Call& call, int64_t begin, int64_t end, std::byte* scratch);  // some of its items of work
   struct Kernels {
     Run forward, delta, backward;
+    int lanes;       // of a vector
+    bool in_blocks;  // there are kernels for heads that fit in registers
   };
 
  private:
@@ -67,6 +69,7 @@ class Attention {
   AttentionSpec spec_;
   Kernels kernels_;
   int threads_;
+  bool brief_;           // heads fit in registers
   size_t thread_bytes_;  // of scratch, for each thread
 };
 

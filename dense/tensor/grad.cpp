@@ -134,11 +134,6 @@ class Sweep {
     for (int32_t id = 0; id < end_; ++id) {
       TensorNode node = graph_.node(id);
       if (node.region != region) continue;
-      // weights are inputs where they are declared
-      if (node.kind == Kind::input) {
-        copies[id] = at(id);
-        continue;
-      }
       node.region = -1;
       for (int32_t& x : node.operands)
         if (copies.contains(x)) x = copies[x].id();

@@ -45,6 +45,25 @@ Tensor log_softmax(Tensor x) {
 Tensor gelu(Tensor x) { return map("gelu", {x}, [](Row, X v) { return normal_gelu(v[0]); }); }
 Tensor gelu_tanh(Tensor x) { return map("gelu_tanh", {x}, [](Row, X v) { return tanh_gelu(v[0]); }); }
 Tensor silu(Tensor x) { return map("silu", {x}, [](Row, X v) { return v[0] * sigmoid(v[0]); }); }
+Tensor quick_gelu(Tensor x) { return map("quick_gelu", {x}, [](Row, X v) { return v[0] * sigmoid(1.702 * v[0]); }); }
+
+Tensor activation(const std::string& name, Tensor x) {
+  struct Named {
+    const char* name;
+    Tensor (*f)(Tensor);
+  };
+  static constexpr Named all[] = {{"gelu", gelu},       {"gelu_new", gelu_tanh}, {"gelu_pytorch_tanh", gelu_tanh},
+                                  {"gelu_fast", gelu_tanh}, {"quick_gelu", quick_gelu}, {"relu", relu},
+                                  {"silu", silu},       {"swish", silu},         {"tanh", tanh},
+                                  {"sigmoid", sigmoid}};
+  std::string known;
+  for (const Named& a : all) {
+    if (name == a.name) return a.f(x);
+    known += (known.empty() ? "" : ", ") + std::string(a.name);
+  }
+  fail("activation: expected one of ", known, ", got ", name);
+}
+
 Tensor swiglu(Tensor gate, Tensor up) {
   return map("swiglu", {gate, up}, [](Row, X v) { return v[0] * sigmoid(v[0]) * v[1]; });
 }

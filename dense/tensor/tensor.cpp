@@ -162,7 +162,7 @@ Threads& Graph::threads() {
 }
 
 Tensor Graph::append(TensorNode node) {
-  if (node.region < 0) node.region = region;
+  if (node.region < 0 && node.kind != Kind::input) node.region = region;
   nodes_.push_back(std::move(node));
   return {this, int32_t(nodes_.size() - 1)};
 }
@@ -179,6 +179,12 @@ Tensor Graph::input(Shape shape, Dtype dtype, std::string name) {
 Tensor Graph::external(Shape shape, Dtype dtype, Memory memory, std::string name) {
   check_shape("input", shape);
   return append({Kind::input, dtype, std::move(shape), {}, std::move(memory), std::move(name)});
+}
+
+Tensor Graph::parameter(const std::string& name, const Shape& shape, Dtype dtype, const Memory& memory) {
+  const auto known = parameters_.find(name);
+  if (known != parameters_.end()) return known->second;
+  return parameters_[name] = external(shape, dtype, memory, name);
 }
 
 Tensor Graph::counter(Shape shape, Dtype dtype) {

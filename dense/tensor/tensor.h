@@ -16,6 +16,7 @@
 #include <deque>
 #include <functional>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <ostream>
 #include <span>
@@ -156,6 +157,9 @@ class Graph {
   Tensor input(Shape shape, Dtype dtype = Dtype::f32, std::string name = {});
   // An input whose memory belongs to somebody else.
   Tensor external(Shape shape, Dtype dtype, Memory memory, std::string name);
+  // The same, once for each name: a parameter used twice is one tensor.
+  Tensor parameter(const std::string& name, const Shape& shape, Dtype dtype, const Memory& memory);
+  const std::map<std::string, Tensor>& parameters() const { return parameters_; }
   // Element (i, j, ...) is its number in row-major order. f32 counts to 2^24.
   Tensor counter(Shape shape, Dtype dtype = Dtype::f32);
   // Uniform in [0, 1): a function of the seed, the key (two i32 given at run time) and the number of the element.
@@ -172,6 +176,7 @@ class Graph {
 
  private:
   std::deque<TensorNode> nodes_;  // references stay valid
+  std::map<std::string, Tensor> parameters_;
   std::unique_ptr<Threads> threads_;
   int thread_count_;
 };

@@ -1,0 +1,200 @@
+#include "dense/io/config.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <string_view>
+
+#include "dense/io/files.h"
+#include "dense/io/json.h"
+
+namespace dense {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Fields of many families' config.json that say how a model was made, is named or decodes, not what it computes.
+// A page whose model does compute with one (ESM with mask_token_id) has it among its fields.
+constexpr std::string_view never_matter[] = {
+    // clang-format off
+    "architectures", "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version", "torchscript",
+    "use_bfloat16", "use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_past",
+    "gradient_checkpointing",
+    "initializer_range", "initializer_factor", "pretraining_tp", "tokenizer_class", "prefix",
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id",
+    "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "classifier_dropout",
+    "task_specific_params",
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "temperature", "top_k", "top_p",
+    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_return_sequences",
+    // clang-format on
+};
+
+Json read_object(const fs::path& file) {
+  Json root = parse_json(read_file(file), file.string());
+  if (root.kind != Json::object) fail(file.string(), ": expected an object, got ", shown(root));
+  return root;
+}
+
+// read(json, value) sets the value, or gives what was expected instead of this JSON.
+using Expected = std::string;
+
+Expected read(const Json& json, bool& value) {
+  value = json.text == "true";
+  return json.kind == Json::boolean ? "" : "true or false";
+}
+Expected read(const Json& json, std::string& value) {
+  value = json.text;
+  return json.kind == Json::string ? "" : "a string";
+}
+template <std::integral T>
+Expected read(const Json& json, T& value) {
+  if (json.kind != Json::number || json.text.find_first_of(".eE") != json.text.npos) return "a whole number";
+  const auto [stop, error] = std::from_chars(json.text.data(), json.text.data() + json.text.size(), value);
+  if (error == std::errc{}) return "";
+  return text("a whole number from ", std::numeric_limits<T>::min(), " to ", std::numeric_limits<T>::max());
+}
+template <std::floating_point T>
+Expected read(const Json& json, T& value) {
+  if (json.kind != Json::number) return "a number";
+  double number = 0;  // first, since Python holds a double and rounds it when it meets a float
+  std::from_chars(json.text.data(), json.text.data() + json.text.size(), number);
+  value = T(number);
+  return std::isfinite(value) ? "" : text("a number that a float of ", 8 * sizeof(T), " bits can hold");
+}
+template <class T>
+Expected read(const Json& json, std::vector<T>& value) {
+  if (json.kind != Json::array) return "a list";
+  value.clear();
+  for (const Json& item : json.items) {
+    if (Expected expected = read(item, value.emplace_back()); !expected.empty()) return "a list, each item " + expected;
+  }
+  return "";
+}
+template <class T>
+Expected read(const Json& json, std::optional<T>& value) {
+  if (json.kind == Json::null) return value.reset(), "";
+  return read(json, value.emplace());
+}
+
+// The value as JSON.
+Json to_json(bool value) { return {Json::boolean, "", value ? "true" : "false"}; }
+Json to_json(const std::string& value) { return {Json::string, "", value}; }
+Json to_json(std::integral auto value) { return {Json::number, "", std::to_string(value)}; }
+Json to_json(std::floating_point auto value) {
+  std::string digits = text(value);
+  if (!std::isfinite(value)) fail("expected a finite number, got ", digits);
+  if (digits.find_first_of(".e") == digits.npos) digits += ".0";  // stays a float in Python
+  return {Json::number, "", digits};
+}
+template <class T>
+Json to_json(const std::vector<T>& value) {
+  Json list{Json::array};
+  for (const T& item : value) list.items.push_back(to_json(item));
+  return list;
+}
+template <class T>
+Json to_json(const std::optional<T>& value) {
+  return value ? to_json(*value) : Json{};
+}
+
+template <class T>
+constexpr bool is_optional = false;
+template <class T>
+constexpr bool is_optional<std::optional<T>> = true;
+
+// The value named a.b.c in an object. Where there is none: null, or with `make` a new one.
+Json* reach(Json& root, std::string_view name, bool make) {
+  Json* here = &root;
+  while (here && !name.empty()) {
+    const std::string_view item = name.substr(0, name.find('.'));
+    name.remove_prefix(std::min(name.size(), item.size() + 1));
+    if (make && here->kind == Json::null) here->kind = Json::object;
+    Json* next = here->find(item);
+    if (!next && make && here->kind == Json::object)
+      next = &here->items.emplace_back(Json{Json::null, std::string(item)});
+    here = next;
+  }
+  return here;
+}
+
+// Adds the names of fields in `object` that no field claims.
+void find_unknown(const Json& object, const std::string& prefix, const std::vector<ConfigField>& fields,
+                  const std::vector<std::string>& inert, const std::string& file, std::vector<std::string>& unknown) {
+  for (const Json& item : object.items) {
+    const std::string name = prefix + item.name;
+    const auto begins = [&](const ConfigField& field) { return field.name.starts_with(name + "."); };
+    const auto is = [&](const ConfigField& field) { return field.name == name; };
+    if (item.kind == Json::null || std::any_of(fields.begin(), fields.end(), is)) continue;
+    if (std::any_of(fields.begin(), fields.end(), begins)) {
+      if (item.kind != Json::object) fail(file, ": ", shown(name), ": expected an object, got ", shown(item));
+      find_unknown(item, name + ".", fields, inert, file, unknown);
+      continue;
+    }
+    const bool known = name.starts_with("_") || name.starts_with("summary_") ||
+                       std::find(inert.begin(), inert.end(), name) != inert.end() ||
+                       std::find(std::begin(never_matter), std::end(never_matter), name) != std::end(never_matter);
+    if (!known) unknown.push_back(shown(name));
+  }
+}
+
+}  // namespace
+
+void set_fields(const fs::path& config_json, const std::vector<ConfigField>& fields,
+                const std::vector<std::string>& inert, const Warn& warn) {
+  Json root = read_object(config_json);
+  std::vector<std::string> unknown;
+  find_unknown(root, "", fields, inert, config_json.string(), unknown);
+  for (const ConfigField& field : fields) {
+    const Json* json = reach(root, field.name, false);
+    if (!json) continue;
+    const std::string where = config_json.string() + ": " + field.name;
+    const auto set = [&]<class T>(T* value) {
+      if (json->kind == Json::null && !is_optional<T>) return;
+      const Expected expected = read(*json, *value);
+      if (!expected.empty()) fail(where, ": expected ", expected, ", got ", shown(*json));
+      if (field.check) field.check(where);
+    };
+    std::visit(set, field.value);
+  }
+  if (unknown.empty() || !warn) return;
+  std::string names;
+  for (const std::string& name : unknown) names += (names.empty() ? "" : ", ") + name;
+  warn(config_json.string() + ": ignored, being unknown here: " + names);
+}
+
+void write_fields(const fs::path& config_json, const std::vector<ConfigField>& fields, const std::string& model_type,
+                  const fs::path& original) {
+  Json root{Json::object};
+  if (!original.empty()) root = read_object(original);
+  const auto put = [&]<class T>(const std::string& name, const T& value) {
+    const std::string where = config_json.string() + ": " + name;
+    Json json;
+    try {
+      json = to_json(value);
+    } catch (const Error& error) {
+      fail(where, ": ", error.what());
+    }
+    Json* place = reach(root, name, json.kind != Json::null || name.find('.') == name.npos);
+    if (!place && json.kind == Json::null) return;
+    if (!place) fail(where, ": expected objects around it in ", original.string());
+    T old{};
+    if (read(*place, old).empty() && old == value) return;  // stays as it is written there
+    json.name = place->name;
+    *place = std::move(json);
+  };
+  put("model_type", model_type);
+  for (const ConfigField& field : fields) std::visit([&](const auto* value) { put(field.name, *value); }, field.value);
+  write_file(config_json, to_text(root, 2) + "\n");
+}
+
+std::string model_type(const fs::path& folder) {
+  const std::string file = (folder / "config.json").string();
+  const Json root = read_object(file);
+  const Json* type = root.find("model_type");
+  if (!type || type->kind != Json::string)
+    fail(file, ": model_type: expected a string, got ", type ? shown(*type) : "nothing");
+  return type->text;
+}
+
+}  // namespace dense

@@ -1,0 +1,116 @@
+#include "dense/tensor/weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <numbers>
+
+#include "dense/scalar/error.h"
+#include "dense/tensor/elements.h"
+
+namespace dense {
+
+namespace {
+
+Memory zero_memory(size_t bytes) {
+  const size_t size = (bytes + 63) / 64 * 64;
+  const std::shared_ptr<void> owner(std::aligned_alloc(64, size), [](void* p) { std::free(p); });
+  if (!owner) throw std::bad_alloc();
+  std::memset(owner.get(), 0, size);
+  return {static_cast<std::byte*>(owner.get()), owner};
+}
+
+// FNV-1a (Fowler, Noll, Vo): the same on every machine.
+uint64_t hash_of(std::string_view name) {
+  uint64_t h = 0xcbf29ce484222325;
+  for (char c : name) h = (h ^ uint8_t(c)) * 0x100000001b3;
+  return h;
+}
+
+// Box & Muller 1958, over uniform numbers that are a function of (seed, name, element).
+void fill_normal(std::span<float> to, uint64_t seed, uint64_t name, double deviation) {
+  const auto elements = elements_f32(best_isa());
+  float u[2][1024];
+  for (size_t begin = 0; begin < to.size(); begin += 2048) {
+    const size_t n = std::min<size_t>(2048, to.size() - begin), half = (n + 1) / 2;
+    for (int k = 0; k < 2; ++k) elements.random(seed, name, begin + size_t(k) * 1024, 1, int64_t(half), u[k]);
+    for (size_t i = 0; i < half; ++i) {
+      const float radius = float(deviation) * std::sqrt(-2 * std::log(1 - u[0][i]));
+      const float angle = 2 * std::numbers::pi_v<float> * u[1][i];
+      to[begin + i] = radius * std::cos(angle);
+      if (half + i < n) to[begin + half + i] = radius * std::sin(angle);
+    }
+  }
+}
+
+}  // namespace
+
+void Parameters::load(Parameter parameter) {
+  loaded_ = true;
+  const std::string name = parameter.name;
+  if (!all_.emplace(name, std::move(parameter)).second) fail(name, ": expected one tensor of this name, got two");
+}
+
+const Parameter& Parameters::declare(const std::string& name, const Shape& shape, Init init) {
+  auto found = all_.find(name);
+  if (found == all_.end()) {
+    if (loaded_) problems_.push_back(text(name, ": expected ", to_string(shape), ", missing"));
+    Parameter made{name, Dtype::f32, shape, zero_memory(size_t(count_of(shape)) * 4), false};
+    const std::span<float> values(reinterpret_cast<float*>(made.memory.data), size_t(count_of(shape)));
+    if (init.deviation > 0) fill_normal(values, seed_, hash_of(name), init.deviation);
+    else std::ranges::fill(values, float(init.value));
+    found = all_.emplace(name, std::move(made)).first;
+  }
+  Parameter& parameter = found->second;
+  if (parameter.shape != shape) {
+    const std::string problem = text(name, ": expected ", to_string(shape), ", got ", to_string(parameter.shape));
+    if (parameter.declared) fail(problem);  // two uses on a page
+    problems_.push_back(problem);
+    parameter.shape = shape;
+    parameter.memory = zero_memory(parameter.bytes().size());
+  }
+  parameter.declared = true;
+  return parameter;
+}
+
+void Parameters::check(std::span<const std::string_view> inert) const {
+  std::string all;
+  const auto add = [&](const std::string& problem) { all += (all.empty() ? "" : "; ") + problem; };
+  for (const std::string& problem : problems_) add(problem);
+  for (const auto& [name, parameter] : all_) {
+    const bool minded = std::ranges::none_of(inert, [&](std::string_view end) { return name.ends_with(end); });
+    if (!parameter.declared && minded) add(text(name, " ", to_string(parameter.shape), ": expected no such tensor"));
+  }
+  if (!all.empty()) fail(all);
+}
+
+std::vector<const Parameter*> Parameters::declared() const {
+  std::vector<const Parameter*> result;
+  for (const auto& [name, parameter] : all_)
+    if (parameter.declared) result.push_back(&parameter);
+  return result;
+}
+
+int64_t Parameters::count() const {
+  int64_t total = 0;
+  for (const Parameter* parameter : declared()) total += count_of(parameter->shape);
+  return total;
+}
+
+void Parameters::widen() {
+  const auto elements = elements_f32(best_isa());
+  for (auto& [name, parameter] : all_) {
+    if (parameter.dtype == Dtype::f32 || !parameter.declared) continue;
+    const Memory wide = zero_memory(size_t(count_of(parameter.shape)) * 4);
+    elements.load(parameter.memory.data, parameter.dtype, 1, count_of(parameter.shape), reinterpret_cast<float*>(wide.data));
+    parameter.dtype = Dtype::f32;
+    parameter.memory = wide;
+  }
+}
+
+Tensor Weights::operator()(std::string_view name, const Shape& shape, Init init) const {
+  const Parameter& parameter = parameters_->declare(join(name), shape, init);
+  return graph_->parameter(parameter.name, parameter.shape, parameter.dtype, parameter.memory);
+}
+
+}  // namespace dense

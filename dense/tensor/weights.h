@@ -1,0 +1,81 @@
+// Parameters, declared where a page uses them: by checkpoint name, shape and initial value.
+//
+//   Tensor wte = w["wte"]("weight", {c.vocab_size, c.n_embd}, normal(0.02));
+//
+// The same line makes a new parameter, takes one from a checkpoint, and names it when it is saved, counted or decayed.
+// Parameters live outside any graph: training, evaluation and decoding share them.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "dense/tensor/tensor.h"
+
+namespace dense {
+
+// Initial values: normal of mean 0, or all the same.
+struct Init {
+  double deviation = 0, value = 0;
+};
+inline Init normal(double deviation) { return {deviation, 0}; }
+inline constexpr Init zeros{0, 0}, ones{0, 1};
+
+struct Parameter {
+  std::string name;
+  Dtype dtype = Dtype::f32;
+  Shape shape;
+  Memory memory;
+  bool declared = false;  // by a page; else it came with a checkpoint
+  std::span<std::byte> bytes() const { return {memory.data, size_t(count_of(shape)) * size_of(dtype)}; }
+};
+
+// The parameters of one model, in the order of their names.
+class Parameters {
+ public:
+  explicit Parameters(uint64_t seed = 0) : seed_(seed) {}
+  Parameters(const Parameters&) = delete;  // graphs point to the memory
+  Parameters& operator=(const Parameters&) = delete;
+
+  // A tensor of a checkpoint. From the first one on a name that the checkpoint lacks is an error, not a new parameter.
+  void load(Parameter parameter);
+  // The parameter of this name. A new one's values depend on the seed, the name and the shape alone. What does not fit
+  // the checkpoint is remembered for check().
+  const Parameter& declare(const std::string& name, const Shape& shape, Init init);
+  // Throws Error that names every tensor that is missing, misshapen or surplus; `inert` says which surplus ones are not
+  // minded: names that end so.
+  void check(std::span<const std::string_view> inert = {}) const;
+
+  const std::map<std::string, Parameter>& all() const { return all_; }
+  std::vector<const Parameter*> declared() const;
+  int64_t count() const;  // of elements, declared ones
+  bool loaded() const { return loaded_; }
+  // Has every parameter in f32, to be trained.
+  void widen();
+
+ private:
+  uint64_t seed_;
+  bool loaded_ = false;
+  std::map<std::string, Parameter> all_;
+  std::vector<std::string> problems_;
+};
+
+// Where in a model's tree of names we are, on which graph.
+class Weights {
+ public:
+  Weights(Graph& graph, Parameters& parameters, std::string prefix = {})
+      : graph_(&graph), parameters_(&parameters), prefix_(std::move(prefix)) {}
+  Weights operator[](std::string_view name) const { return {*graph_, *parameters_, join(name)}; }
+  Weights operator[](int i) const { return {*graph_, *parameters_, join(std::to_string(i))}; }
+  Tensor operator()(std::string_view name, const Shape& shape, Init init) const;
+  Graph& graph() const { return *graph_; }
+
+ private:
+  std::string join(std::string_view name) const { return prefix_.empty() ? std::string(name) : prefix_ + "." + std::string(name); }
+  Graph* graph_;
+  Parameters* parameters_;
+  std::string prefix_;
+};
+
+}  // namespace dense
