@@ -26,6 +26,7 @@ struct Command {
 };
 constexpr Command commands[] = {
     {"microgpt", "train Karpathy's microgpt, a GPT on scalars, with Python's numbers", microgpt_command},
+    {"forward", "run a Hugging Face model on given tokens: logits, loss, gradients", forward_command},
     {"bench microgpt", "how fast microgpt trains", bench_microgpt_command},
     {"bench scalar", "how fast recorded graphs run, beside a C interpreter", bench_scalar_command},
 };

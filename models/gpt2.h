@@ -14,14 +14,16 @@ struct Config {
   double resid_pdrop = 0.1, embd_pdrop = 0.1, attn_pdrop = 0, layer_norm_epsilon = 1e-5, initializer_range = 0.02;
   bool scale_attn_weights = true, scale_attn_by_inverse_layer_idx = false, tie_word_embeddings = true;
 
-  static constexpr std::string_view model_type = "gpt2", base = "transformer";  // base: the prefix hub files may lack
-  static constexpr std::string_view inert[] = {".attn.bias", ".attn.masked_bias", "lm_head.weight"};
+  static constexpr const char* model_type = "gpt2";
+  static constexpr const char* base = "transformer";                           // the prefix that files may lack
+  static constexpr const char* inert[] = {"reorder_and_upcast_attn", "n_ctx"};  // fields without an effect
+  static constexpr const char* inert_tensors[] = {"attn.bias", "attn.masked_bias", "lm_head.weight"};
   void fields(auto&& f) {
-    f("vocab_size", vocab_size, "tokens in the vocabulary");
-    f("n_positions", n_positions, "longest sequence");
-    f("n_embd", n_embd, "width");
-    f("n_layer", n_layer, "blocks");
-    f("n_head", n_head, "attention heads; must divide n_embd");
+    f("vocab_size", vocab_size, "tokens in the vocabulary", 1);
+    f("n_positions", n_positions, "longest sequence", 1);
+    f("n_embd", n_embd, "width", 1);
+    f("n_layer", n_layer, "blocks", 1);
+    f("n_head", n_head, "attention heads; must divide n_embd", 1);
     f("n_inner", n_inner, "width inside the MLP; 4 n_embd when it is not given");
     f("activation_function", activation_function, "of the MLP");
     f("resid_pdrop", resid_pdrop, "dropout of each sublayer's result, in training");

@@ -69,6 +69,7 @@ struct Areas {
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "dense/tensor/attention.cpp"
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -202,10 +203,11 @@ class Worker {
     c = hn::BitCast(d, hn::InterleaveLower(pairs, ab1, ce1));
     e = hn::BitCast(d, hn::InterleaveUpper(pairs, ab1, ce1));
   }
-  // Four numbers from each of rows i, i + 4, i + 8, ...
-  static HWY_INLINE V load_blocks(const T* const* rows, int64_t i, int64_t j) {
+  // Four numbers from each of row(0), row(4), row(8), ...
+  template <class Row>
+  static HWY_INLINE V load_blocks(const Row& row) {
     const hn::CappedTag<T, 4> d4;
-    const auto part = [&](int64_t k) HWY_ATTR { return hn::LoadU(d4, rows[i + 4 * k] + j); };
+    const auto part = [&](int64_t k) HWY_ATTR { return hn::LoadU(d4, row(4 * k)); };
     if constexpr (n == 4) return part(0);
     const hn::CappedTag<T, 8> d8;
     if constexpr (n == 8) return hn::Combine(d8, part(1), part(0));
@@ -234,7 +236,8 @@ class Worker {
       if constexpr (in_blocks)
         for (; j + 4 <= head_dim; j += 4) {
           V v[4];
-          unrolled<4>([&](auto k) HWY_ATTR { v[k] = load_blocks(rows, int64_t(k), j); });
+          unrolled<4>([&](auto k)
+                          HWY_ATTR { v[k] = load_blocks([&](int64_t r) { return rows[int64_t(k) + r] + j; }); });
           transpose_blocks(v[0], v[1], v[2], v[3]);
           unrolled<4>([&](auto k) HWY_ATTR { hn::StoreU(v[k], d, to + (j + int64_t(k)) * block + i); });
         }
@@ -377,6 +380,12 @@ class Worker {
 
   // ---- forward, keys along the lanes: all queries of the heads that share a head of keys
 
+  // Rows that are wanted soon: the machine does not foresee where the next one lies.
+  void prefetch(const T* p, int64_t stride, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i, p += stride)
+      for (int64_t j = 0; j < head_dim; j += int64_t(64 / sizeof(T))) hwy::Prefetch(p + j);
+  }
+
   void forward_few(int64_t b, int64_t kv_head) const {
     T *q = by_dim(0), *kt = by_dim(1), *values = by_dim(2), *out = by_dim(3), *p = square(0);
     T *m = row(0), *sum = row(1), *factor = row(2);
@@ -389,7 +398,10 @@ class Worker {
     bool begun = false;
     for (int64_t key = low.first / block * block; key < high.last; key += block, begun = true) {
       const int64_t keys = std::min(block, high.last - key), width = vectors(keys);
-      lanes_from_rows(at(call.k, spec.k, b, key, kv_head), spec.k.time, keys, kt);
+      const T *from = at(call.k, spec.k, b, key, kv_head), *v = at(call.v, spec.v, b, key, kv_head);
+      prefetch(v, spec.v.time, keys);
+      lanes_from_rows(from, spec.k.time, keys, kt);
+      prefetch(from + block * spec.k.time, spec.k.time, std::min(block, high.last - key - block));
       multiply(rows, head_dim, {q, head_dim, 1}, kt, block, p, block, width, false);
       with_cap([&](auto capped) HWY_ATTR {
         for (int64_t i = 0; i < rows; ++i) {
@@ -422,7 +434,6 @@ class Worker {
             hn::StoreU(hn::Mul(hn::LoadU(d, o), hn::Set(d, factor[i])), d, o);
           }
       }
-      const T* v = at(call.v, spec.v, b, key, kv_head);
       int64_t v_row = spec.v.time;
       if (head_dim % n) {  // whole vectors
         for (int64_t k = 0; k < keys; ++k) {
@@ -609,9 +620,22 @@ class Worker {
   template <size_t R>
   HWY_INLINE void pad(const T* from, int64_t stride, int64_t count, T* to) const {
     const hn::CappedTag<T, 4> d4;
-    for (int64_t i = 0; i < int64_t(R); ++i)
-      for (int64_t j = 0; j < head_dim; j += 4)
-        hn::StoreU(i < count ? hn::LoadU(d4, from + i * stride + j) : hn::Zero(d4), d4, to + i * brief + j);
+    for (int64_t j = 0; j < head_dim; j += 4) {
+      const T* p = from + j;
+      for (int64_t i = 0; i < count; ++i, p += stride) hn::StoreU(hn::LoadU(d4, p), d4, to + i * brief + j);
+    }
+    for (int64_t i = count * brief; i < int64_t(R) * brief; i += n) hn::StoreU(hn::Zero(d), d, to + i);
+  }
+  // to[j * block + i] = padded[i * brief + j] for one vector of lanes
+  HWY_INLINE void lanes_from_padded(const T* padded, T* to) const {
+    for (int64_t j = 0; j < head_dim; j += 4) {
+      V v[4];
+      unrolled<4>([&](auto k) HWY_ATTR {
+        v[k] = load_blocks([&](int64_t i) { return padded + (int64_t(k) + i) * brief + j; });
+      });
+      transpose_blocks(v[0], v[1], v[2], v[3]);
+      unrolled<4>([&](auto k) HWY_ATTR { hn::StoreU(v[k], d, to + (j + int64_t(k)) * block); });
+    }
   }
 
   // dots[i] = sum over j of rows[i][j] lanes[j]
@@ -644,11 +668,13 @@ class Worker {
 
   template <size_t R>
   HWY_NOINLINE HWY_FLATTEN void forward_briefly(int64_t b, int64_t h) const {
-    T *k = square(0), *v = square(1), *qt = by_dim(0), *lse = row(0), *first = row(1), *last = row(2);
+    T *k = square(0), *v = k + brief * brief, *q = v + brief * brief, *qt = by_dim(0), *lse = row(0), *first = row(1),
+      *last = row(2);
     const int64_t g = h / group, length = call.length(b), count = spec.queries;
     pad<R>(at(call.k, spec.k, b, 0, g), spec.k.time, length, k);
     pad<R>(at(call.v, spec.v, b, 0, g), spec.v.time, length, v);
-    lanes_from_rows(at(call.q, spec.q, b, 0, h), spec.q.time, count, qt);
+    pad<brief>(at(call.q, spec.q, b, 0, h), spec.q.time, count, q);
+    lanes_from_padded(q, qt);
     ranges(call.start(b), length, n, first, last);
     V p[R];
     dots(k, qt, p);
@@ -711,20 +737,20 @@ class Worker {
   // R: that many keys and queries at most.
   template <size_t R>
   void backward_briefly(int64_t b, int64_t h) const {
-    T *q = square(0), *k = q + brief * brief, *v = k + brief * brief, *dout = v + brief * brief;
+    T *q = square(0), *k = q + brief * brief, *v = k + brief * brief, *dout = v + brief * brief,
+      *out = dout + brief * brief;
     T *qt = by_dim(0), *kt = by_dim(1), *vt = by_dim(2), *doutt = by_dim(3), *outt = square(1);
     T *lse = row(0), *deltas = row(1), *first = row(2), *last = row(3);
     const int64_t length = call.length(b), count = spec.queries;
-    const T *q_rows = at(call.q, spec.q, b, 0, h), *k_rows = at(call.k, spec.k, b, 0, h);
-    const T *v_rows = at(call.v, spec.v, b, 0, h), *dout_rows = at(call.dout, spec.dout, b, 0, h);
     T *dk = at(call.dk, spec.dk, b, 0, h), *dv = at(call.dv, spec.dv, b, 0, h);
-    pad<R>(q_rows, spec.q.time, count, q);
-    pad<R>(k_rows, spec.k.time, length, k);
-    pad<R>(v_rows, spec.v.time, length, v);
-    pad<R>(dout_rows, spec.dout.time, count, dout);
-    lanes_from_rows(q_rows, spec.q.time, count, qt);
-    lanes_from_rows(dout_rows, spec.dout.time, count, doutt);
-    lanes_from_rows(at(call.out_read, spec.out, b, 0, h), spec.out.time, count, outt);
+    pad<brief>(at(call.q, spec.q, b, 0, h), spec.q.time, count, q);
+    pad<brief>(at(call.k, spec.k, b, 0, h), spec.k.time, length, k);
+    pad<brief>(at(call.v, spec.v, b, 0, h), spec.v.time, length, v);
+    pad<brief>(at(call.dout, spec.dout, b, 0, h), spec.dout.time, count, dout);
+    pad<brief>(at(call.out_read, spec.out, b, 0, h), spec.out.time, count, out);
+    lanes_from_padded(q, qt);
+    lanes_from_padded(dout, doutt);
+    lanes_from_padded(out, outt);
     ranges(call.start(b), length, brief, first, last);
     std::fill(last + count, last + brief, T(0));
     std::fill_n(lse, brief, T(0));
@@ -732,8 +758,8 @@ class Worker {
     hn::StoreU(delta(outt, doutt), d, deltas);
     dq_briefly<R>(qt, doutt, k, v, lse, deltas, first, last, at(call.dq, spec.dq, b, 0, h));
     if (length) {
-      lanes_from_rows(k_rows, spec.k.time, length, kt);
-      lanes_from_rows(v_rows, spec.v.time, length, vt);
+      lanes_from_padded(k, kt);
+      lanes_from_padded(v, vt);
       dk_briefly<R>(kt, vt, q, dout, lse, deltas, first, last, length, dk, dv);
     }
     for (int64_t i = length; i < spec.keys; ++i) {

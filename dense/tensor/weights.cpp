@@ -51,8 +51,31 @@ void Parameters::load(Parameter parameter) {
   if (!all_.emplace(name, std::move(parameter)).second) fail(name, ": expected one tensor of this name, got two");
 }
 
-const Parameter& Parameters::declare(const std::string& name, const Shape& shape, Init init) {
+// By its name, or as older files spell it: without the base, gamma for weight, beta for bias.
+std::map<std::string, Parameter>::iterator Parameters::find(const std::string& name) {
   auto found = all_.find(name);
+  if (found != all_.end() || !loaded_) return found;
+  std::vector<std::string> spellings{name};
+  if (!base_.empty() && name.starts_with(base_ + ".")) spellings.push_back(name.substr(base_.size() + 1));
+  for (size_t i = 0, n = spellings.size(); i < n; ++i) {
+    const std::string& s = spellings[i];
+    if (s.ends_with(".weight")) spellings.push_back(s.substr(0, s.size() - 6) + "gamma");
+    else if (s.ends_with(".bias")) spellings.push_back(s.substr(0, s.size() - 4) + "beta");
+  }
+  for (const std::string& spelling : spellings) {
+    found = all_.find(spelling);
+    if (found == all_.end() || found->second.declared) continue;
+    auto entry = all_.extract(found);
+    entry.key() = name;
+    entry.mapped().stored = spelling;
+    entry.mapped().name = name;
+    return all_.insert(std::move(entry)).position;
+  }
+  return all_.end();
+}
+
+const Parameter& Parameters::declare(const std::string& name, const Shape& shape, Init init) {
+  auto found = find(name);
   if (found == all_.end()) {
     if (loaded_) problems_.push_back(text(name, ": expected ", to_string(shape), ", missing"));
     Parameter made{name, Dtype::f32, shape, zero_memory(size_t(count_of(shape)) * 4), false};
@@ -73,12 +96,12 @@ const Parameter& Parameters::declare(const std::string& name, const Shape& shape
   return parameter;
 }
 
-void Parameters::check(std::span<const std::string_view> inert) const {
+void Parameters::check(std::span<const std::string> inert) const {
   std::string all;
   const auto add = [&](const std::string& problem) { all += (all.empty() ? "" : "; ") + problem; };
   for (const std::string& problem : problems_) add(problem);
   for (const auto& [name, parameter] : all_) {
-    const bool minded = std::ranges::none_of(inert, [&](std::string_view end) { return name.ends_with(end); });
+    const bool minded = std::ranges::none_of(inert, [&](const std::string& end) { return name.ends_with(end); });
     if (!parameter.declared && minded) add(text(name, " ", to_string(parameter.shape), ": expected no such tensor"));
   }
   if (!all.empty()) fail(all);

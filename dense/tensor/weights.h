@@ -23,18 +23,20 @@ inline Init normal(double deviation) { return {deviation, 0}; }
 inline constexpr Init zeros{0, 0}, ones{0, 1};
 
 struct Parameter {
-  std::string name;
+  std::string name;  // the page's
   Dtype dtype = Dtype::f32;
   Shape shape;
   Memory memory;
-  bool declared = false;  // by a page; else it came with a checkpoint
+  bool declared = false;   // by a page; else it came with a checkpoint
+  std::string stored = {};  // the checkpoint's name, where that is another
   std::span<std::byte> bytes() const { return {memory.data, size_t(count_of(shape)) * size_of(dtype)}; }
 };
 
 // The parameters of one model, in the order of their names.
 class Parameters {
  public:
-  explicit Parameters(uint64_t seed = 0) : seed_(seed) {}
+  // base: a prefix of names that a checkpoint may lack.
+  explicit Parameters(uint64_t seed = 0, std::string base = {}) : seed_(seed), base_(std::move(base)) {}
   Parameters(const Parameters&) = delete;  // graphs point to the memory
   Parameters& operator=(const Parameters&) = delete;
 
@@ -45,7 +47,7 @@ class Parameters {
   const Parameter& declare(const std::string& name, const Shape& shape, Init init);
   // Throws Error that names every tensor that is missing, misshapen or surplus; `inert` says which surplus ones are not
   // minded: names that end so.
-  void check(std::span<const std::string_view> inert = {}) const;
+  void check(std::span<const std::string> inert = {}) const;
 
   const std::map<std::string, Parameter>& all() const { return all_; }
   std::vector<const Parameter*> declared() const;
@@ -55,7 +57,9 @@ class Parameters {
   void widen();
 
  private:
+  std::map<std::string, Parameter>::iterator find(const std::string& name);
   uint64_t seed_;
+  std::string base_;
   bool loaded_ = false;
   std::map<std::string, Parameter> all_;
   std::vector<std::string> problems_;

@@ -1,0 +1,105 @@
+// A page and its parameters, ready to be called: what commands and bindings share.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dense/io/config.h"
+#include "dense/tensor/context.h"
+#include "dense/tensor/plan.h"
+#include "dense/tensor/weights.h"
+
+namespace dense {
+
+// A page as a value: its config, and its functions on it.
+struct Page {
+  std::string model_type, base;
+  std::vector<std::string> inert, inert_tensors;
+  std::vector<ConfigField> fields;  // of the config
+  std::function<Tensor(Weights, Tensor ids, Context&)> forward;   // (B, T) -> (B, T, V)
+  std::function<Tensor(Tensor logits, Tensor labels)> loss;
+};
+
+// The page that a config belongs to: its namespace has forward(config, ...) and loss(config, ...).
+template <class Config>
+Page page() {
+  const auto config = std::make_shared<Config>();
+  Page page;
+  page.model_type = Config::model_type;
+  if constexpr (requires { Config::base; }) page.base = Config::base;
+  if constexpr (requires { Config::inert; }) page.inert.assign(std::begin(Config::inert), std::end(Config::inert));
+  if constexpr (requires { Config::inert_tensors; })
+    page.inert_tensors.assign(std::begin(Config::inert_tensors), std::end(Config::inert_tensors));
+  page.fields = config_fields(*config);
+  page.forward = [config](Weights w, Tensor ids, Context& ctx) { return forward(*config, w, ids, ctx); };
+  page.loss = [config](Tensor logits, Tensor labels) { return loss(*config, logits, labels); };
+  return page;
+}
+
+// Of everything that can be trained, the settings of its optimizer.
+struct Optimizer {
+  AdamW adamw;
+  bool decay_vectors = false;  // else only parameters of two axes and more are decayed, as in GPT-2
+};
+
+class Model {
+ public:
+  // With new weights.
+  Model(Page page, int threads = 0, uint64_t seed = 0);
+  // From a folder as Hugging Face has it: its config.json and weights. Throws Error for anything that does not fit.
+  Model(Page page, const std::filesystem::path& folder, int threads = 0, const Warn& warn = {});
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  // One pass over ids (B, T): what to compute, and afterwards the results by name: "logits", "loss", whatever the page
+  // keeps, and "grad." + the name of each parameter. lengths: none, or how many tokens of each row are real.
+  struct Inputs {
+    int64_t batch = 0, time = 0;
+    std::span<const int32_t> ids, labels = {}, lengths = {};
+  };
+  struct Result {
+    Shape shape;
+    std::vector<float> values;
+  };
+  std::map<std::string, Result> run(const Inputs& inputs, bool gradients);
+
+  // One step of AdamW on a batch; the loss before it. The same shape again replays the same plan.
+  struct Training {
+    double lr = 3e-4;
+    Dtype matmul_type = Dtype::f32;
+    Optimizer optimizer = {};
+    bool dropout = false;
+  };
+  float step(const Inputs& inputs, const Training& training);
+  // The plan of the last step's shape, for its profile. Throws Error before the first step.
+  Plan& training_plan();
+
+  // Writes config.json and weights, whole or not at all each, under the names they were read with.
+  void save(const std::filesystem::path& folder) const;
+
+  const Page& page() const { return page_; }
+  Parameters& parameters() { return parameters_; }
+
+ private:
+  struct Recorded;
+  std::unique_ptr<Recorded> record(const Inputs& inputs, bool with_loss);
+  void check_inputs(const Inputs& inputs) const;
+
+  Page page_;
+  Parameters parameters_;
+  std::filesystem::path folder_;
+  int threads_;
+  int64_t steps_ = 0;
+  std::map<std::string, std::pair<Memory, Memory>> moments_;
+  std::unique_ptr<Recorded> training_;
+  struct StoredElsewhere;
+
+ public:
+  ~Model();
+};
+
+}  // namespace dense
