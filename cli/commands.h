@@ -16,6 +16,7 @@ struct Call {
 int microgpt_command(const Call& call);        // cli/microgpt.cpp
 int forward_command(const Call& call);         // cli/forward.cpp
 int bench_microgpt_command(const Call& call);  // bench/microgpt.cpp
+int bench_train_command(const Call& call);     // bench/train.cpp
 int bench_scalar_command(const Call& call);    // bench/scalar.cpp
 
 }  // namespace dense::cli

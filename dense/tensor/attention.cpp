@@ -69,7 +69,6 @@ struct Areas {
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "dense/tensor/attention.cpp"
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
-#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -109,6 +108,10 @@ class Worker {
   T* const scratch;
   const V scale, scale_in_cap, cap;
 
+  struct Rows {
+    const T* p;
+    int64_t stride;
+  };
   T* by_dim(int i) const { return scratch + areas.by_dim(i); }
   T* square(int i) const { return scratch + areas.square(i); }
   T* row(int i) const { return scratch + areas.row(i); }
@@ -118,6 +121,9 @@ class Worker {
   }
   static T* at(void* p, const AttentionSpec::Strides& s, int64_t b, int64_t t, int64_t h) {
     return static_cast<T*>(p) + b * s.batch + t * s.time + h * s.head;
+  }
+  static Rows rows_at(const void* p, const AttentionSpec::Strides& s, int64_t b, int64_t t, int64_t h) {
+    return {at(p, s, b, t, h), s.time};
   }
   int64_t row_at(int64_t b, int64_t t, int64_t h) const { return (b * spec.heads + h) * spec.queries + t; }
 
@@ -159,7 +165,6 @@ class Worker {
   template <size_t W>
   static HWY_NOINLINE void multiply(int64_t rows, int64_t inner, Numbers<T> a, const T* b, int64_t b_row, T* c,
                                     int64_t c_row, bool add) {
-    constexpr bool many_registers = HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86;
     constexpr size_t most = many_registers ? (W == 4 ? 6 : W == 3 ? 8 : 12) : (W == 2 ? 6 : 12);
     const auto next = [&](auto count) HWY_ATTR {
       tile<count(), W>(inner, a, b, b_row, c, c_row, add);
@@ -172,11 +177,12 @@ class Worker {
     if (rows >= 2) next(std::integral_constant<size_t, 2>());
     if (rows >= 1) next(std::integral_constant<size_t, 1>());
   }
+  static constexpr bool many_registers = HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86;
 
   // c[i] (+)= sum over j of a(i, j) b[j], j rising; b[j] and c[i] are rows of `width` vectors.
   static HWY_INLINE void multiply(int64_t rows, int64_t inner, Numbers<T> a, const T* b, int64_t b_row, T* c,
                                   int64_t c_row, int64_t width, bool add) {
-    constexpr size_t most = HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86 ? 4 : 2;
+    constexpr size_t most = many_registers ? 4 : 2;
     for (; width >= int64_t(most); width -= most, b += int64_t(most) * n, c += int64_t(most) * n)
       multiply<most>(rows, inner, a, b, b_row, c, c_row, add);
     if constexpr (most > 2) {
@@ -344,8 +350,8 @@ class Worker {
     bool begun = false;
     for (int64_t key = low.first / block * block; key < high.last; key += block, begun = true) {
       const int64_t keys = std::min(block, high.last - key);
-      const T *k = at(call.k, spec.k, b, key, h / group), *v = at(call.v, spec.v, b, key, h / group);
-      multiply(keys, head_dim, {k, spec.k.time, 1}, qt, block, p, block, width, false);
+      const Rows k = rows_at(call.k, spec.k, b, key, h / group), v = rows_at(call.v, spec.v, b, key, h / group);
+      multiply(keys, head_dim, {k.p, k.stride, 1}, qt, block, p, block, width, false);
       with_cap_and_mask(key < high.first || key + keys > low.last, [&](auto capped, auto masked) HWY_ATTR {
         for (int64_t i = 0; i < width * n; i += n) {
           const V factor = softmax_lanes<masked(), capped()>(p + i, key, keys, hn::LoadU(d, first + i),
@@ -357,7 +363,7 @@ class Worker {
             }
         }
       });
-      multiply(head_dim, keys, {v, 1, spec.v.time}, p, block, out, block, width, begun);
+      multiply(head_dim, keys, {v.p, 1, v.stride}, p, block, out, block, width, begun);
     }
     if (!begun)
       for (int64_t i = 0; i < head_dim * block; i += n) hn::StoreU(hn::Zero(d), d, out + i);
@@ -380,12 +386,6 @@ class Worker {
 
   // ---- forward, keys along the lanes: all queries of the heads that share a head of keys
 
-  // Rows that are wanted soon: the machine does not foresee where the next one lies.
-  void prefetch(const T* p, int64_t stride, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i, p += stride)
-      for (int64_t j = 0; j < head_dim; j += int64_t(64 / sizeof(T))) hwy::Prefetch(p + j);
-  }
-
   void forward_few(int64_t b, int64_t kv_head) const {
     T *q = by_dim(0), *kt = by_dim(1), *values = by_dim(2), *out = by_dim(3), *p = square(0);
     T *m = row(0), *sum = row(1), *factor = row(2);
@@ -398,10 +398,8 @@ class Worker {
     bool begun = false;
     for (int64_t key = low.first / block * block; key < high.last; key += block, begun = true) {
       const int64_t keys = std::min(block, high.last - key), width = vectors(keys);
-      const T *from = at(call.k, spec.k, b, key, kv_head), *v = at(call.v, spec.v, b, key, kv_head);
-      prefetch(v, spec.v.time, keys);
-      lanes_from_rows(from, spec.k.time, keys, kt);
-      prefetch(from + block * spec.k.time, spec.k.time, std::min(block, high.last - key - block));
+      const T* v = at(call.v, spec.v, b, key, kv_head);
+      lanes_from_rows(at(call.k, spec.k, b, key, kv_head), spec.k.time, keys, kt);
       multiply(rows, head_dim, {q, head_dim, 1}, kt, block, p, block, width, false);
       with_cap([&](auto capped) HWY_ATTR {
         for (int64_t i = 0; i < rows; ++i) {
@@ -458,8 +456,8 @@ class Worker {
   void forward(int64_t item) const {
     if (call.brief) return forward_briefly(item / spec.heads, item % spec.heads);
     if (call.few) return forward_few(item / spec.kv_heads, item % spec.kv_heads);
-    const int64_t heads = spec.batch * spec.heads, head = item % heads;
-    const int64_t t = (call.query_blocks() - 1 - item / heads) * block;  // those with most keys first
+    const int64_t blocks = call.query_blocks(), head = item / blocks;  // the same head for long: its keys stay near
+    const int64_t t = (blocks - 1 - item % blocks) * block;            // those with most keys first
     forward_many(head / spec.heads, head % spec.heads, t, std::min(block, spec.queries - t));
   }
 
@@ -512,6 +510,7 @@ class Worker {
     else if (spec.window) begin = std::max(begin, key - spec.window + 1 - start);
     if (spec.window) end = std::min(end, key + keys - 1 + spec.window - start);
     bool begun = false;
+    const Rows k = rows_at(call.k, spec.k, b, key, kv_head);
     if (begin < end) {
       lanes_from_rows(at(call.k, spec.k, b, key, kv_head), spec.k.time, keys, kt);
       lanes_from_rows(at(call.v, spec.v, b, key, kv_head), spec.v.time, keys, vt);
@@ -520,20 +519,20 @@ class Worker {
       for (int64_t t = begin; t < end; t += block, begun = true) {
         const int64_t count = std::min(block, end - t), position = start + t;
         const KeyRange low = keys_of(spec, position, length), high = keys_of(spec, position + count - 1, length);
-        const T *q = at(call.q, spec.q, b, t, h), *dout = at(call.dout, spec.dout, b, t, h);
+        const Rows q = rows_at(call.q, spec.q, b, t, h), dout = rows_at(call.dout, spec.dout, b, t, h);
         const T* lse = static_cast<const T*>(call.lse) + row_at(b, t, h);
         const T* deltas = static_cast<const T*>(call.delta) + row_at(b, t, h);
-        multiply(count, head_dim, {q, spec.q.time, 1}, kt, block, p, block, width, false);
-        multiply(count, head_dim, {dout, spec.dout.time, 1}, vt, block, ds, block, width, false);
+        multiply(count, head_dim, {q.p, q.stride, 1}, kt, block, p, block, width, false);
+        multiply(count, head_dim, {dout.p, dout.stride, 1}, vt, block, ds, block, width, false);
         with_cap_and_mask(key < high.first || key + keys > low.last, [&](auto capped, auto masked) HWY_ATTR {
           for (int64_t i = 0; i < count; ++i) {
             const KeyRange range = keys_of(spec, position + i, length);
             const V first = hn::Set(d, T(range.first)), last = hn::Set(d, T(range.last));
             const V row_lse = hn::Set(d, lse[i]), row_delta = hn::Set(d, deltas[i]);
-            for (int64_t k = 0; k < width * n; k += n) {
-              T *x = p + i * block + k, *y = ds + i * block + k;
+            for (int64_t j = 0; j < width * n; j += n) {
+              T *x = p + i * block + j, *y = ds + i * block + j;
               V weight;
-              const auto seen = within(hn::Iota(d, T(key + k)), first, last);
+              const auto seen = within(hn::Iota(d, T(key + j)), first, last);
               hn::StoreU(
                   gradient<masked(), capped()>(hn::LoadU(d, x), hn::LoadU(d, y), row_lse, row_delta, seen, weight), d,
                   y);
@@ -541,11 +540,11 @@ class Worker {
             }
           }
         });
-        multiply(head_dim, count, {dout, 1, spec.dout.time}, p, block, dvt, block, width, begun);
-        multiply(head_dim, count, {q, 1, spec.q.time}, ds, block, dkt, block, width, begun);
+        multiply(head_dim, count, {dout.p, 1, dout.stride}, p, block, dvt, block, width, begun);
+        multiply(head_dim, count, {q.p, 1, q.stride}, ds, block, dkt, block, width, begun);
         if (call.joint)
-          multiply(count, keys, {ds, block, 1}, at(call.k, spec.k, b, key, kv_head), spec.k.time,
-                   at(call.dq, spec.dq, b, t, h), spec.dq.time, head_dim / n, true);
+          multiply(count, keys, {ds, block, 1}, k.p, k.stride, at(call.dq, spec.dq, b, t, h), spec.dq.time,
+                   head_dim / n, true);
       }
     T *dk = at(call.dk, spec.dk, b, key, kv_head), *dv = at(call.dv, spec.dv, b, key, kv_head);
     const int64_t reached = begun ? keys : 0;
@@ -553,9 +552,9 @@ class Worker {
         dkt, reached, [&](int64_t) HWY_ATTR { return scale; }, dk, spec.dk.time);
     rows_from_lanes(
         dvt, reached, [&](int64_t) HWY_ATTR { return hn::Set(d, T(1)); }, dv, spec.dv.time);
-    for (int64_t k = reached; k < all; ++k) {
-      std::fill_n(dk + k * spec.dk.time, head_dim, T(0));
-      std::fill_n(dv + k * spec.dv.time, head_dim, T(0));
+    for (int64_t i = reached; i < all; ++i) {
+      std::fill_n(dk + i * spec.dk.time, head_dim, T(0));
+      std::fill_n(dv + i * spec.dv.time, head_dim, T(0));
     }
   }
 
@@ -575,9 +574,9 @@ class Worker {
     bool begun = false;
     for (int64_t key = low.first / block * block; key < high.last; key += block, begun = true) {
       const int64_t keys = std::min(block, high.last - key);
-      const T *k = at(call.k, spec.k, b, key, h / group), *v = at(call.v, spec.v, b, key, h / group);
-      multiply(keys, head_dim, {k, spec.k.time, 1}, qt, block, p, block, width, false);
-      multiply(keys, head_dim, {v, spec.v.time, 1}, dout, block, ds, block, width, false);
+      const Rows k = rows_at(call.k, spec.k, b, key, h / group), v = rows_at(call.v, spec.v, b, key, h / group);
+      multiply(keys, head_dim, {k.p, k.stride, 1}, qt, block, p, block, width, false);
+      multiply(keys, head_dim, {v.p, v.stride, 1}, dout, block, ds, block, width, false);
       with_cap_and_mask(key < high.first || key + keys > low.last, [&](auto capped, auto masked) HWY_ATTR {
         for (int64_t i = 0; i < width * n; i += n) {
           const V from = hn::LoadU(d, first + i), to = hn::LoadU(d, last + i);
@@ -592,7 +591,7 @@ class Worker {
           }
         }
       });
-      multiply(head_dim, keys, {k, 1, spec.k.time}, ds, block, dq, block, width, begun);
+      multiply(head_dim, keys, {k.p, 1, k.stride}, ds, block, dq, block, width, begun);
     }
     if (!begun)
       for (int64_t i = 0; i < head_dim * block; i += n) hn::StoreU(hn::Zero(d), d, dq + i);
@@ -772,17 +771,17 @@ class Worker {
       std::max(spec.keys, spec.queries) <= 8 ? backward_briefly<8>(b, h) : backward_briefly<16>(b, h);
   }
 
-  // First all blocks of keys, then all of queries; those with most to do first.
+  // Unless at once: first all blocks of keys, then all of queries, head by head, those with most to do first.
   void backward(int64_t item) const {
     if (call.brief) return backward_briefly(item / spec.heads, item % spec.heads);
     if (call.joint) return backward_jointly(item / spec.kv_heads, item % spec.kv_heads);
-    const int64_t kv_heads = spec.batch * spec.kv_heads, key_items = kv_heads * call.key_blocks();
+    const int64_t key_blocks = call.key_blocks(), key_items = spec.batch * spec.kv_heads * key_blocks;
     if (item < key_items) {
-      const int64_t head = item % kv_heads;
-      return backward_keys(head / spec.kv_heads, head % spec.kv_heads, item / kv_heads * block);
+      const int64_t head = item / key_blocks;
+      return backward_keys(head / spec.kv_heads, head % spec.kv_heads, item % key_blocks * block);
     }
-    const int64_t heads = spec.batch * spec.heads, head = (item - key_items) % heads;
-    const int64_t t = (call.query_blocks() - 1 - (item - key_items) / heads) * block;
+    const int64_t blocks = call.query_blocks(), head = (item - key_items) / blocks;
+    const int64_t t = (blocks - 1 - (item - key_items) % blocks) * block;
     backward_queries(head / spec.heads, head % spec.heads, t, std::min(block, spec.queries - t));
   }
 };

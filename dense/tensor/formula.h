@@ -10,6 +10,13 @@ namespace dense {
 // the row: an operation on values that were all carried across the row is done before they are.
 Var transcribe(const Formula& formula, double columns, Tape& to, std::span<const Var> operands);
 
+// Whether a formula takes an operand of this shape for one value a row, which it carries across. A single number for
+// many rows is not: it is the same everywhere, and loaded once.
+inline bool is_per_row(const Shape& shape, const Shape& space) {
+  if (space.empty() || space.back() == 1 || shape.empty() || shape.back() != 1) return false;
+  return count_of(shape) > 1 || count_of(space) == space.back();
+}
+
 // The map of a formula whose operands were checked. Operands whose last axis is broadcast are one value a row to it.
 Tensor map_of(std::span<const Tensor> operands, std::shared_ptr<const Formula> formula, Shape space, Keep keep,
               Dtype dtype);

@@ -264,11 +264,17 @@ class Sweep {
     auto formula = std::make_shared<Formula>();
     std::vector<Var> inputs;
     for (size_t i = 0; i < operands.size(); ++i) inputs.push_back(formula->tape.input());
+    const Shape& shape = graph_.node(node.operands[k]).shape;
+    const bool one = columns > 1 && count_of(shape) == 1 && !is_per_row(shape, map.space);  // for the whole space
+    if (one) recorded.output = Row{columns}.sum(recorded.output);
     formula->output = transcribe(recorded, columns, formula->tape, inputs);
+    if (one && formula->output.tape()) {
+      const Node& last = formula->tape.nodes()[size_t(formula->output.id())];
+      if (last.op == Op::across) formula->output = {&formula->tape, formula->tape.operands(last)[0]};
+    }
 
     // A missing axis was broadcast forward; now it is summed.
-    const Shape& shape = graph_.node(node.operands[k]).shape;
-    const bool row = columns > 1 && (shape.empty() || shape.back() == 1);
+    const bool row = one || is_per_row(shape, map.space);
     bool column = !row && count_of(map.space) > int64_t(columns);
     for (size_t i = 0; i + 1 < shape.size(); ++i) column = column && shape[i] == 1;
     const Keep keep = row ? Keep::rows : column ? Keep::columns : Keep::all;

@@ -125,8 +125,8 @@ std::array<Tensor, 3> adamw(Tensor p, Tensor g, Tensor m, Tensor v, Tensor lr, T
   const Tensor next_m = map("adamw", {m, g}, [&](Row, X x) { return o.beta1 * x[0] + (1 - o.beta1) * x[1]; });
   const Tensor next_v = map("adamw", {v, g}, [&](Row, X x) { return o.beta2 * x[0] + (1 - o.beta2) * x[1] * x[1]; });
   const Tensor next_p = map("adamw", {p, next_m, next_v, lr, correction1, correction2}, [&](Row, X x) {
-    const Var step = x[1] / x[4] / (sqrt(x[2] / x[5]) + o.eps);
-    return x[0] - x[3] * (step + o.weight_decay * x[0]);
+    const Var rate = x[3] / x[4];
+    return x[0] * (1 - x[3] * o.weight_decay) - rate * x[1] / (sqrt(x[2] * (1 / x[5])) + o.eps);
   });
   return {next_p, next_m, next_v};
 }

@@ -364,7 +364,8 @@ void Plan::Parts::lay_out(const std::vector<Group>& groups) {
     const bool plain = node(from).kind == Kind::map && root[size_t(from)] && group_position[size_t(from)] != none &&
                        std::get<Map>(node(from).detail).keep == Keep::all && !is_output[size_t(from)];
     const int32_t buffer = layout[size_t(to)].buffer;
-    if (plain && readers[size_t(from)].size() == 1 && last_reader[size_t(buffer)] <= group_position[size_t(from)])
+    const bool free = layout[size_t(from)].buffer != none && !buffers[size_t(layout[size_t(from)].buffer)].outside;
+    if (plain && free && last_reader[size_t(buffer)] <= group_position[size_t(from)])
       layout[size_t(from)] = layout[size_t(to)];
   }
 }
@@ -404,7 +405,7 @@ void Plan::Parts::plan_group(const Group& group) {
       strides = where.view.strides;
     }
     operand.dtype = source.dtype;
-    operand.row = columns > 1 && (x.shape.empty() || x.shape.back() == 1);
+    operand.row = is_per_row(x.shape, group.space);
     operand.view.strides.assign(group.space.size(), 0);
     for (size_t i = 0; i < x.shape.size(); ++i)
       if (x.shape[i] != 1) operand.view.strides[group.space.size() - x.shape.size() + i] = strides[i];

@@ -231,7 +231,7 @@ Tensor map(const char* operation, std::span<const Tensor> operands,
   auto recorded = std::make_shared<Formula>();
   std::vector<Var> vars, inputs;
   for (Tensor x : operands) {
-    const bool across = columns > 1 && (x.rank() == 0 || x.size(-1) == 1);
+    const bool across = is_per_row(x.shape(), space);
     const Var v = given.tape.input();
     vars.push_back(across ? record(Op::across, {v}) : v);
     inputs.push_back(recorded->tape.input());

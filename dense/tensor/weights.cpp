@@ -7,6 +7,7 @@
 
 #include "dense/scalar/error.h"
 #include "dense/tensor/elements.h"
+#include "dense/tensor/plan.h"
 
 namespace dense {
 
@@ -27,20 +28,17 @@ uint64_t hash_of(std::string_view name) {
   return h;
 }
 
-// Box & Muller 1958, over uniform numbers that are a function of (seed, name, element).
-void fill_normal(std::span<float> to, uint64_t seed, uint64_t name, double deviation) {
-  const auto elements = elements_f32(best_isa());
-  float u[2][1024];
-  for (size_t begin = 0; begin < to.size(); begin += 2048) {
-    const size_t n = std::min<size_t>(2048, to.size() - begin), half = (n + 1) / 2;
-    for (int k = 0; k < 2; ++k) elements.random(seed, name, begin + size_t(k) * 1024, 1, int64_t(half), u[k]);
-    for (size_t i = 0; i < half; ++i) {
-      const float radius = float(deviation) * std::sqrt(-2 * std::log(1 - u[0][i]));
-      const float angle = 2 * std::numbers::pi_v<float> * u[1][i];
-      to[begin + i] = radius * std::cos(angle);
-      if (half + i < n) to[begin + half + i] = radius * std::sin(angle);
-    }
-  }
+// Box & Muller 1958, of uniform numbers that are a function of (seed, name, element).
+void fill_normal(const Memory& memory, const Shape& shape, uint64_t seed, const std::string& name, double deviation) {
+  Graph graph;
+  const Tensor to = graph.external(shape, Dtype::f32, memory, name), key = graph.input({2}, Dtype::i32);
+  const uint64_t hash = hash_of(name);
+  key.set({int32_t(hash), int32_t(hash >> 32)});
+  const Tensor u = graph.random(shape, 2 * seed, key), v = graph.random(shape, 2 * seed + 1, key);
+  const Tensor x = map("normal", {u, v}, [deviation](Row, std::span<const Var> r) {
+    return deviation * sqrt(-2 * log(1 - r[0])) * cos(2 * std::numbers::pi * r[1]);
+  });
+  Plan({assign(to, x)}).run();
 }
 
 }  // namespace
@@ -79,9 +77,8 @@ const Parameter& Parameters::declare(const std::string& name, const Shape& shape
   if (found == all_.end()) {
     if (loaded_) problems_.push_back(text(name, ": expected ", to_string(shape), ", missing"));
     Parameter made{name, Dtype::f32, shape, zero_memory(size_t(count_of(shape)) * 4), false};
-    const std::span<float> values(reinterpret_cast<float*>(made.memory.data), size_t(count_of(shape)));
-    if (init.deviation > 0) fill_normal(values, seed_, hash_of(name), init.deviation);
-    else std::ranges::fill(values, float(init.value));
+    if (init.deviation > 0) fill_normal(made.memory, shape, seed_, name, init.deviation);
+    else std::fill_n(reinterpret_cast<float*>(made.memory.data), count_of(shape), float(init.value));
     found = all_.emplace(name, std::move(made)).first;
   }
   Parameter& parameter = found->second;

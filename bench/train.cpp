@@ -1,0 +1,134 @@
+// dense bench train: tokens a second of GPT-2's training, beside the rate of oneDNN's matmul on the same machine.
+#include <fmt/core.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <dnnl.hpp>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/pages.h"
+
+extern "C" void omp_set_num_threads(int count);  // of the OpenMP library that oneDNN uses
+
+namespace dense::cli {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+struct Config {
+  std::string precision = "f32";
+  int batch = 1, time = 1024, steps = 3, threads = 0, n_layer = 12, n_embd = 768, n_head = 12, vocab_size = 50257;
+  int profile = 0;
+
+  void fields(auto&& f) {
+    f("precision", precision, "f32, or bf16: products of bf16, everything else f32");
+    f("batch", batch, "sequences", 1);
+    f("time", time, "tokens of each", 1);
+    f("steps", steps, "steps that are timed, after one that is not", 1);
+    f("threads", threads, "0: as many as the machine has", 0);
+    f("n_layer", n_layer, "blocks", 1);
+    f("n_embd", n_embd, "width", 1);
+    f("n_head", n_head, "heads", 1);
+    f("vocab_size", vocab_size, "tokens in the vocabulary", 1);
+    f("profile", profile, "1: the time of each kind of kernel, 2: of each kernel", 0);
+  }
+};
+
+// The best rate that oneDNN shows for a product of the model's size, each thread on its own columns, in FLOP/s.
+double matmul_rate(bool bf16, int threads) {
+  const int64_t m = 1024, n = 3072, k = 768;
+  const auto type = bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+  const auto f32 = dnnl::memory::data_type::f32;
+  using tag = dnnl::memory::format_tag;
+  double best = 0;
+  std::vector<std::thread> pool;
+  std::vector<double> rates(static_cast<size_t>(threads), 0);
+  for (int t = 0; t < threads; ++t) {
+    pool.emplace_back([&, t] {
+      omp_set_num_threads(1);  // oneDNN's own threads, of this thread alone
+      const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+      dnnl::stream stream(engine);
+      const dnnl::memory::desc a({m, k}, type, tag::ab), b({k, n}, type, tag::ab), c({m, n}, f32, tag::ab);
+      const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), engine);
+      const dnnl::matmul product(description);
+      dnnl::memory x(a, engine), w(b, engine), y(c, engine);
+      std::fill_n(static_cast<char*>(x.get_data_handle()), a.get_size(), char(0));
+      std::fill_n(static_cast<char*>(w.get_data_handle()), b.get_size(), char(0));
+      double fastest = 1e9;
+      for (const auto begin = Clock::now(); seconds_since(begin) < 1;) {
+        const auto start = Clock::now();
+        product.execute(stream, {{DNNL_ARG_SRC, x}, {DNNL_ARG_WEIGHTS, w}, {DNNL_ARG_DST, y}});
+        stream.wait();
+        fastest = std::min(fastest, seconds_since(start));
+      }
+      rates[size_t(t)] = 2.0 * double(m) * double(n) * double(k) / fastest;
+    });
+  }
+  for (std::thread& thread : pool) thread.join();
+  for (double rate : rates) best += rate;
+  return best;
+}
+
+}  // namespace
+
+int bench_train_command(const Call& call) {
+  Config config;
+  if (!parse_flags(config, call, "Times training steps of GPT-2 (AdamW included) on random tokens.",
+                   call.program + " --batch 4 --time 64")) {
+    return 0;
+  }
+  if (config.precision != "f32" && config.precision != "bf16") fail("--precision: expected f32 or bf16, got ", config.precision);
+  const bool bf16 = config.precision == "bf16";
+  const int threads = config.threads ? config.threads : std::max(1, int(std::thread::hardware_concurrency()));
+
+  Page page = page_of("gpt2");
+  for (ConfigField& field : page.fields) {
+    const auto set = [&](const char* name, int value) {
+      if (field.name == name) *std::get<int*>(field.value) = value;
+    };
+    set("n_layer", config.n_layer), set("n_embd", config.n_embd), set("n_head", config.n_head);
+    set("vocab_size", config.vocab_size), set("n_positions", std::max(1024, config.time));
+  }
+  Model model(page, threads, 0);
+  std::mt19937 random(1);
+  std::vector<int32_t> ids(size_t(config.batch) * size_t(config.time));
+  for (int32_t& id : ids) id = int32_t(random() % unsigned(config.vocab_size));
+  const Model::Inputs inputs{config.batch, config.time, ids, ids, {}};
+  Model::Training training;
+  training.matmul_type = bf16 ? Dtype::bf16 : Dtype::f32;
+
+  auto start = Clock::now();
+  float loss = model.step(inputs, training);
+  fmt::print("GPT-2, {} layers, width {}, {} parameters, {} x {} tokens, {}, {} threads\n", config.n_layer, config.n_embd,
+             model.parameters().count(), config.batch, config.time, config.precision, threads);
+  fmt::print("  first step, recording and planning included: {:.2f} s, loss {:.3f}\n", seconds_since(start), loss);
+  Plan& plan = model.training_plan();
+  plan.profile(config.profile > 0);
+  std::vector<double> times;
+  for (int i = 0; i < config.steps; ++i) {
+    start = Clock::now();
+    loss = model.step(inputs, training);
+    times.push_back(seconds_since(start));
+  }
+  std::sort(times.begin(), times.end());
+  const double median = times[times.size() / 2], tokens = double(config.batch) * config.time;
+  const double rate = matmul_rate(bf16, threads), ceiling = rate / plan.flops() * tokens;
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  fmt::print("  {:.1f} tok/s (median of {} steps, fastest {:.1f}), {:.1f} GFLOP/s\n", tokens / median, times.size(),
+             tokens / times[0], plan.flops() / median * 1e-9);
+  fmt::print("  ceiling {:.1f} tok/s = {:.1f} GFLOP a step at the {:.1f} GFLOP/s of oneDNN: {:.1f} % reached\n", ceiling,
+             plan.flops() * 1e-9, rate * 1e-9, 100 * tokens / median / ceiling);
+  fmt::print("  peak memory {:.2f} GB, arena {:.2f} GB, {} kernels, loss {:.3f}\n", double(usage.ru_maxrss) * 1024e-9,
+             double(plan.arena_bytes()) * 1e-9, plan.kernels(), loss);
+  if (config.profile > 0) fmt::print("{}", config.profile > 1 ? plan.summary() : plan.totals());
+  return 0;
+}
+
+}  // namespace dense::cli
