@@ -14,6 +14,7 @@ struct Call {
 
 // Each returns the exit code. Bad flags or input throw dense::Error, which main() prints as one line.
 int microgpt_command(const Call& call);        // cli/microgpt.cpp
+int train_command(const Call& call);           // cli/train.cpp
 int forward_command(const Call& call);         // cli/forward.cpp
 int bench_microgpt_command(const Call& call);  // bench/microgpt.cpp
 int bench_train_command(const Call& call);     // bench/train.cpp

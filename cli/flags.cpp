@@ -6,6 +6,73 @@
 
 namespace dense::cli {
 
+namespace {
+
+template <class T>
+T parsed(const std::string& name, std::string_view given) {
+  if constexpr (std::same_as<T, std::string>) {
+    // `--data --steps 5` is a forgotten value far more often than a file named --steps (which ./--steps reaches).
+    if (given.empty() || given.starts_with("--")) fail("--", name, ": expected a value, got \"", given, '"');
+    return std::string(given);
+  } else if constexpr (std::same_as<T, bool>) {
+    if (given != "true" && given != "false") fail("--", name, ": expected true or false, got \"", given, '"');
+    return given == "true";
+  } else {
+    return parse_number<T>(name, given);
+  }
+}
+
+template <class T>
+constexpr const char* type_name = std::same_as<T, std::string> ? "TEXT"
+                                  : std::same_as<T, bool>      ? "true|false"
+                                  : std::integral<T>           ? "INT"
+                                                               : "NUMBER";
+
+// A value, a value that may be none, or a list with commas.
+template <class T>
+Flag flag_of(const ConfigField& field, const std::string& name, T& value) {
+  Flag flag{name, "", "", field.text, nullptr};
+  if constexpr (requires { value.has_value(); }) {
+    using V = typename T::value_type;
+    if constexpr (std::is_arithmetic_v<V> || std::same_as<V, std::string>) {
+      flag.type = type_name<V>;
+      if (value) flag.fallback = fmt::to_string(*value);
+      flag.set = [name, &value](std::string_view given) { value = parsed<V>(name, given); };
+    } else {
+      flag.set = [name](std::string_view) { fail("--", name, ": expected to be set by config.json alone"); };
+    }
+  } else if constexpr (std::is_arithmetic_v<T> || std::same_as<T, std::string>) {
+    flag.type = type_name<T>;
+    flag.fallback = fmt::to_string(value);
+    flag.set = [name, &value](std::string_view given) { value = parsed<T>(name, given); };
+  } else {
+    using V = typename T::value_type;
+    flag.type = std::string(type_name<V>) + ",...";
+    flag.set = [name, &value](std::string_view given) {
+      value.clear();
+      for (size_t begin = 0; begin <= given.size();) {
+        const size_t end = std::min(given.find(',', begin), given.size());
+        value.push_back(parsed<V>(name, given.substr(begin, end - begin)));
+        begin = end + 1;
+      }
+    };
+  }
+  flag.set = [name, set = flag.set, check = field.check](std::string_view given) {
+    set(given);
+    if (check) check("--" + name);
+  };
+  return flag;
+}
+
+}  // namespace
+
+std::vector<Flag> flags_of(const std::vector<ConfigField>& fields, const std::string& prefix) {
+  std::vector<Flag> flags;
+  for (const ConfigField& field : fields)
+    std::visit([&](auto* value) { flags.push_back(flag_of(field, prefix + field.name, *value)); }, field.value);
+  return flags;
+}
+
 bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::string& about, const std::string& example) {
   CLI::App app(about, call.program);
   app.set_help_flag("-h,--help", "print this text")->group("Flags");

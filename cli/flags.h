@@ -54,27 +54,12 @@ T parse_number(const std::string& name, std::string_view given) {
   return value;
 }
 
+// One for each field; names get `prefix` in front.
+std::vector<Flag> flags_of(const std::vector<ConfigField>& fields, const std::string& prefix = {});
+
 template <class Config>
 bool parse_flags(Config& config, const Call& call, const std::string& about, const std::string& example) {
-  std::vector<Flag> flags;
-  config.fields([&]<class T>(const std::string& name, T& field, const std::string& text, auto... least) {
-    Flag flag{name, "TEXT", fmt::to_string(field), text, nullptr};
-    if constexpr (std::same_as<T, std::string>) {
-      flag.set = [name, &field](std::string_view given) {
-        // `--data --steps 5` is a forgotten value far more often than a file named --steps (which ./--steps reaches).
-        if (given.empty() || given.starts_with("--")) fail("--", name, ": expected a value, got \"", given, '"');
-        field = given;
-      };
-    } else {
-      flag.type = std::integral<T> ? "INT" : "NUMBER";
-      flag.set = [name, &field, least...](std::string_view given) {
-        field = parse_number<T>(name, given);
-        (check_field(name, field, least), ...);
-      };
-    }
-    flags.push_back(std::move(flag));
-  });
-  return set_flags(flags, call, about, example);
+  return set_flags(flags_of(config_fields(config)), call, about, example);
 }
 
 }  // namespace dense::cli

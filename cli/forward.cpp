@@ -81,7 +81,7 @@ int forward_command(const Call& call) {
       fail(paths[1], ": ", name, ": expected input_ids, attention_mask and labels alone");
 
   Model model(page_of(model_type(paths[0])), paths[0], threads, [](const std::string& line) { say("{}\n", line); });
-  std::map<std::string, Model::Result> results = model.run({shape[0], shape[1], ids, labels, lengths}, gradients);
+  std::map<std::string, Model::Result> results = model.run({shape[0], shape[1], ids, labels, lengths, {}}, gradients);
   std::vector<StoredTensor> outputs;
   for (auto& [name, result] : results)
     outputs.push_back({name, "F32", result.shape, std::as_writable_bytes(std::span(result.values)), nullptr, {}});

@@ -26,6 +26,7 @@ struct Command {
 };
 constexpr Command commands[] = {
     {"microgpt", "train Karpathy's microgpt, a GPT on scalars, with Python's numbers", microgpt_command},
+    {"train", "train a model from new weights on a text", train_command},
     {"forward", "run a Hugging Face model on given tokens: logits, loss, gradients", forward_command},
     {"bench microgpt", "how fast microgpt trains", bench_microgpt_command},
     {"bench train", "how fast GPT-2 trains, beside oneDNN's matmul", bench_train_command},

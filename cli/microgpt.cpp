@@ -22,12 +22,12 @@
 namespace dense::cli {
 namespace {
 
-struct Config : ::microgpt::Config {
+struct Config : ::microgpt_scalar::Config {
   std::string data, trace;
 
   void fields(auto&& f) {
     f("data", data, "text file, one document per line (default: built-in names)");
-    ::microgpt::Config::fields(f);
+    ::microgpt_scalar::Config::fields(f);
     f("trace", trace, "file for the losses, samples and a hash of the weights, as JSON");
   }
 };
@@ -42,7 +42,7 @@ std::string sha256(const std::vector<double>& values) {
   return fmt::format("{:02x}", fmt::join(digest, digest + size, ""));
 }
 
-std::string trace(Config& config, const ::microgpt::Result& result, bool interrupted) {
+std::string trace(Config& config, const ::microgpt_scalar::Result& result, bool interrupted) {
   nlohmann::ordered_json json;
   config.fields([&](const char* name, auto& value, auto...) { json["config"][name] = value; });
   json["num_docs"] = result.num_docs;
@@ -82,7 +82,7 @@ int microgpt_command(const Call& call) {
   catch_stop_signals();
   Config untrained = config;
   untrained.steps = untrained.samples = 0;  // a run that does nothing tells the sizes
-  const auto sizes = ::microgpt::run(untrained, docs, nullptr, nullptr);
+  const auto sizes = ::microgpt_scalar::run(untrained, docs, nullptr, nullptr);
   say("{} documents from {}, {} tokens, {} parameters\n", with_commas(sizes.num_docs),
       config.data.empty() ? "the built-in names" : config.data, sizes.vocab_size, with_commas(sizes.num_params));
   std::string separator = "config: ";
@@ -102,7 +102,7 @@ int microgpt_command(const Call& call) {
     return !stopped;
   };
   const auto on_sample = [&](int) { return stopped || !stop_signal(); };
-  const auto result = ::microgpt::run(config, std::move(docs), on_step, on_sample);
+  const auto result = ::microgpt_scalar::run(config, std::move(docs), on_step, on_sample);
 
   const bool whole = int(result.losses.size()) == config.steps && int(result.samples.size()) == config.samples;
   if (!config.trace.empty()) write_whole_file(config.trace, trace(config, result, !whole));

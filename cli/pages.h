@@ -5,7 +5,9 @@
 
 namespace dense::cli {
 
-// By Hugging Face's model_type. Throws Error that lists them all for one that is not there.
+std::vector<Page> pages();  // cli/pages.cpp, or the one page of ./run --page
+
+// By Hugging Face's model_type; the first one by no name. Throws Error that lists them all for one that is not there.
 Page page_of(const std::string& model_type);
 
 }  // namespace dense::cli

@@ -15,7 +15,7 @@
 #include "dense/dense.h"
 #include "examples/python_random.h"
 
-namespace microgpt {
+namespace microgpt_scalar {
 
 using dense::Program, dense::Tape, dense::Var;
 using Row = std::vector<Var>;
@@ -217,4 +217,4 @@ inline Result run(Config c, std::vector<std::u32string> docs, const std::functio
   return result;
 }
 
-}  // namespace microgpt
+}  // namespace microgpt_scalar

@@ -19,7 +19,7 @@
 
 #include "dense/dense.h"
 
-namespace microgpt {
+namespace microgpt_scalar {
 
 // A seed sequence for std::mt19937: init_by_array of Matsumoto and Nishimura's mt19937ar.c.
 struct InitByArray {
@@ -99,4 +99,4 @@ struct PythonRandom {
   }
 };
 
-}  // namespace microgpt
+}  // namespace microgpt_scalar

@@ -15,6 +15,7 @@ struct Config {
   bool scale_attn_weights = true, scale_attn_by_inverse_layer_idx = false, tie_word_embeddings = true;
 
   static constexpr const char* model_type = "gpt2";
+  static constexpr bool causal = true;                                          // scored on the token that comes next
   static constexpr const char* base = "transformer";                           // the prefix that files may lack
   static constexpr const char* inert[] = {"reorder_and_upcast_attn", "n_ctx"};  // fields without an effect
   static constexpr const char* inert_tensors[] = {"attn.bias", "attn.masked_bias", "lm_head.weight"};
@@ -79,7 +80,5 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {   
   const Tensor lm_head = c.tie_word_embeddings ? wte : w["lm_head"]("weight", {V, C}, normal(c.initializer_range));
   return matmul(x, lm_head.t());
 }
-
-inline Tensor loss(const Config&, Tensor logits, Tensor labels) { return cross_entropy(logits, shift_left(labels, -100)); }
 
 }  // namespace gpt2

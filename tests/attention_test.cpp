@@ -67,8 +67,8 @@ struct Arrays {
   std::vector<T> q, k, v, out, lse, dout, dq, dk, dv;
 };
 
-// Numbers as if drawn from a normal distribution times `size`; results are NaN until they are written, and so are keys and
-// values that no query may see.
+// Numbers as if drawn from a normal distribution times `size`; results are NaN until they are written, and so are keys
+// and values that no query may see.
 template <class T>
 Arrays<T> arrays(const Case& c, double size = 1) {
   const AttentionSpec& s = c.spec;

@@ -289,7 +289,7 @@ TEST_F(Cli, HelpGoesToStdout) {
     EXPECT_EQ(outcome.exit_code, 0);
     EXPECT_EQ(outcome.err, "");
     EXPECT_TRUE(contains(outcome.out, "Example: dense microgpt --"));
-    microgpt::Config().fields([&](const std::string& name, auto&, const std::string& text, auto) {
+    microgpt_scalar::Config().fields([&](const std::string& name, auto&, const std::string& text, auto) {
       EXPECT_TRUE(contains(outcome.out, "  --" + name + " ") && contains(outcome.out, text)) << name;
     });
   }
@@ -330,7 +330,7 @@ TEST_F(Cli, TheTraceHoldsTheWholeRun) {
   const Outcome outcome = train({"--trace", "t.json"});
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   const auto json = trace("t.json");
-  microgpt::Config config;
+  microgpt_scalar::Config config;
   config.steps = 3, config.samples = 2;
   config.fields([&](const char* name, auto& value, auto...) { EXPECT_EQ(json["config"][name], value) << name; });
   EXPECT_EQ(json["config"]["data"], "names.txt");
@@ -501,7 +501,7 @@ TEST_F(Cli, RandomFlagsTrainOrAreRefused) {
       if (one_in(2)) args.push_back("--" + name + "=" + value);
       else args.insert(args.end(), {"--" + name, value});
     };
-    microgpt::Config().fields([&](const std::string& name, auto&, auto...) {
+    microgpt_scalar::Config().fields([&](const std::string& name, auto&, auto...) {
       const bool needed = name == "data" || name == "steps" || name == "samples";  // the defaults would take long
       if (!needed && !one_in(3)) return;
       const auto known = values.find(name);

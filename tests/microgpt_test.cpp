@@ -44,7 +44,7 @@ std::string sha256(const std::vector<double>& numbers) {
 const auto go_on = [](int, double) { return true; };
 
 void expect_equal_to_python(const json& python, const std::vector<std::u32string>& docs) {
-  microgpt::Config config;
+  microgpt_scalar::Config config;
   config.steps = int(python["losses"].size());
   std::set<std::string> unknown;
   for (const auto& [name, value] : python["options"].items()) unknown.insert(name);
@@ -54,7 +54,7 @@ void expect_equal_to_python(const json& python, const std::vector<std::u32string
   });
   ASSERT_TRUE(unknown.empty()) << "unknown option " << *unknown.begin();
 
-  const microgpt::Result result = microgpt::run(config, docs, go_on, [](int) { return true; });
+  const microgpt_scalar::Result result = microgpt_scalar::run(config, docs, go_on, [](int) { return true; });
   EXPECT_EQ(result.num_docs, python["num_docs"]);
   EXPECT_EQ(result.vocab_size, python["vocab_size"]);
   EXPECT_EQ(result.num_params, python["num_params"]);
@@ -94,8 +94,8 @@ INSTANTIATE_TEST_SUITE_P(Microgpt, SharedFixture, testing::Values("names-1000", 
                          [](const auto& test) { return test.index ? "TwoLayersOnNames" : "Names1000"; });
 
 TEST(Microgpt, TrainingEndsWhenTheWatcherSaysSo) {
-  microgpt::Config config;
-  const auto result = microgpt::run(
+  microgpt_scalar::Config config;
+  const auto result = microgpt_scalar::run(
       config, dense::documents("ab\nba\n", "text"), [](int step, double) { return step < 3; },
       [](int sample) { return sample < 2; });
   EXPECT_EQ(result.losses.size(), 3);
@@ -103,9 +103,9 @@ TEST(Microgpt, TrainingEndsWhenTheWatcherSaysSo) {
 }
 
 TEST(Microgpt, RefusesWhatCannotBe) {
-  const auto error = [](const microgpt::Config& config, const std::string& text) {
+  const auto error = [](const microgpt_scalar::Config& config, const std::string& text) {
     return error_of([&] {
-      microgpt::run(config, text.empty() ? std::vector<std::u32string>() : dense::documents(text, "text"), go_on,
+      microgpt_scalar::run(config, text.empty() ? std::vector<std::u32string>() : dense::documents(text, "text"), go_on,
                     nullptr);
     });
   };

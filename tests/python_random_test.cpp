@@ -7,7 +7,7 @@
 
 #include <limits>
 
-using microgpt::PythonRandom;
+using microgpt_scalar::PythonRandom;
 
 namespace {
 

@@ -59,13 +59,14 @@ struct ConfigField {
                std::vector<std::string>>
       value;
   std::function<void(const std::string& where)> check;  // throws Error where the value is too small; may be empty
+  std::string text = {};                                // what it is
 };
 
 template <class Config>
 std::vector<ConfigField> config_fields(Config& config) {
   std::vector<ConfigField> fields;
-  config.fields([&](const std::string& name, auto& value, const std::string& /*text*/, auto... least) {
-    fields.push_back({name, &value, nullptr});
+  config.fields([&](const std::string& name, auto& value, const std::string& text, auto... least) {
+    fields.push_back({name, &value, nullptr, text});
     if constexpr (sizeof...(least) > 0)
       fields.back().check = [&value, least...](const std::string& where) { (check_least(where, value, least), ...); };
   });

@@ -1,8 +1,9 @@
 // The kernels of attention.h. All of them are small matrix products with steps on their results in between. Of each
-// product the result has one index along the lanes of vectors and one along rows. In the forward pass and for dq, queries
-// are the lanes: q (and dout) of up to 64 queries are transposed once, k and v are used as they lie in memory, number by
-// number, and row maxima, sums and masks need no work across lanes. For dk and dv, keys are the lanes. With few queries,
-// as in decoding, keys are the lanes as well, each block of them being transposed once for all heads that share it.
+// product the result has one index along the lanes of vectors and one along rows. In the forward pass and for dq,
+// queries are the lanes: q (and dout) of up to 64 queries are transposed once, k and v are used as they lie in memory,
+// number by number, and row maxima, sums and masks need no work across lanes. For dk and dv, keys are the lanes. With
+// few queries, as in decoding, keys are the lanes as well, each block of them being transposed once for all heads that
+// share it.
 #ifndef DENSE_TENSOR_ATTENTION_CPP_
 #define DENSE_TENSOR_ATTENTION_CPP_
 #include "dense/tensor/attention.h"
@@ -275,7 +276,8 @@ class Worker {
     }
   }
 
-  // exp(x) for x not much above 0. Where it would not be a normal number it is 0: nothing next to the largest of a row, 1.
+  // exp(x) for x not much above 0. Where it would not be a normal number it is 0: nothing next to the largest of a row,
+  // 1.
   static HWY_INLINE V exp(V x) {
     const auto reduced = math::reduce(d, x);
     const V y = math::scale(d, math::exp_reduced(d, reduced), reduced.shifted);
@@ -311,8 +313,8 @@ class Worker {
 
   // ---- forward, queries along the lanes
 
-  // The dots of `count` keys with n queries become exp(score - m), and m and the sum are brought up to date. Returns what
-  // earlier sums are to be multiplied with.
+  // The dots of `count` keys with n queries become exp(score - m), and m and the sum are brought up to date. Returns
+  // what earlier sums are to be multiplied with.
   template <bool masked, bool capped>
   HWY_INLINE V softmax_lanes(T* dots, int64_t key, int64_t count, V first, V last, T* m, T* sum) const {
     const V before = hn::LoadU(d, m), none = hn::Neg(hn::Inf(d));

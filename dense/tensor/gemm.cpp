@@ -1,7 +1,6 @@
 #include "dense/tensor/gemm.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <utility>
 
@@ -17,21 +16,19 @@
 namespace dense {
 namespace {
 
-constexpr int64_t a_copy_row = k_block + 16;  // rows of a copy of A, apart by an odd number of cache lines
-
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-// From how many rows of A on it pays to copy B when it could be read in place.
-constexpr int64_t rows_worth_a_copy = 64;
-
+// Does a copy pay? None of these numbers changes a bit.
 inline bool copies_b(const Gemm& g) {
   if (g.type == Dtype::bf16 || (g.b_col != 1 && g.n > 1)) return true;
-  return g.m >= rows_worth_a_copy && g.b_row > 64;
+  return g.m > 24 && g.k > 64 && g.b_row > 64;
 }
-inline bool copies_a(const Gemm& g) {
-  if (g.type == Dtype::bf16) return true;
-  return g.a_row == 1 ? g.a_col > 512 && g.n > 64 : g.a_row % 512 == 0 && g.m >= 8 && g.n > 64;
-}
+inline bool copies_a(const Gemm& g) { return g.type == Dtype::bf16 || (g.m >= 24 && g.n >= 128); }
+
+// Floats of a copy. 64: the widest panel there might be.
+inline int64_t b_copy_size(const Gemm& g) { return std::min(g.k, k_block) * round_up(std::min(g.n, n_block), 64); }
+constexpr int64_t a_copy_row = k_block + 16;  // rows apart by an odd number of cache lines
+constexpr int64_t a_copy_size = m_block * a_copy_row;
 
 }  // namespace
 }  // namespace dense
@@ -71,11 +68,19 @@ struct Tile {
   int last;  // columns of the last vector
 };
 
-template <int R, int W, bool Masked>
-HWY_INLINE void tile(const Tile& t) {
-  const auto mask = hn::FirstN(d, size_t(t.last));
+// The first n < N values; nothing is read beyond them.
+HWY_INLINE V load_some(const float* p, int n) {
+  if constexpr (HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2) return hn::MaskedLoad(hn::FirstN(d, size_t(n)), d, p);
+  alignas(64) float all[N] = {};
+  for (int i = 0; i < n; ++i) all[i] = p[i];
+  return hn::Load(d, all);
+}
+
+// A tile of R rows and W vectors, of which the last has only t.last columns if Some.
+template <int R, int W, bool Some>
+HWY_FLATTEN void run_tile(const Tile& t) {
   const auto load = [&](const float* p, auto w) HWY_ATTR {
-    if constexpr (Masked && w == W - 1) return hn::MaskedLoad(mask, d, p);
+    if constexpr (Some && w == W - 1) return load_some(p, t.last);
     else return hn::LoadU(d, p);
   };
   V sum[R][W];
@@ -87,10 +92,14 @@ HWY_INLINE void tile(const Tile& t) {
   const float* a[groups];
   unrolled<groups>([&](auto g) HWY_ATTR { a[g] = t.a + 4 * int64_t(g) * row; });
   const float* b = t.b;
+  if (t.k >= 64)  // C will have arrived when it is needed
+    unrolled<R>([&](auto r) HWY_ATTR {
+      unrolled<W>([&](auto w) HWY_ATTR { __builtin_prefetch(t.c + int64_t(r) * t.c_row + w * N, 1); });
+    });
   for (int64_t k = t.k; k > 0; --k) {
     V y[W];
     unrolled<W>([&](auto w) HWY_ATTR { y[w] = load(b + w * N, w); });
-    if constexpr (R <= 4 && W > 2) unrolled<W>([&](auto w) HWY_ATTR { hwy::Prefetch(b + 16 * t.b_row + w * N); });
+    if constexpr (W > vectors) unrolled<W>([&](auto w) HWY_ATTR { hwy::Prefetch(b + 8 * t.b_row + w * N); });
     unrolled<R>([&](auto r) HWY_ATTR {
       const float* p = a[r / 4];
       const V x = hn::Set(d, *(r % 4 == 0 ? p : r % 4 == 1 ? p + row : r % 4 == 2 ? p + 2 * row : p + row3));
@@ -110,20 +119,15 @@ HWY_INLINE void tile(const Tile& t) {
     unrolled<W>([&](auto w) HWY_ATTR {
       V y = sum[r][w];
       if (t.add) y = hn::Add(load(c + w * N, w), y);
-      if constexpr (Masked && w == W - 1) hn::BlendedStore(y, mask, d, c + w * N);
+      if constexpr (Some && w == W - 1) hn::BlendedStore(y, hn::FirstN(d, size_t(t.last)), d, c + w * N);
       else hn::StoreU(y, d, c + w * N);
     });
     c += t.c_row;
   });
 }
 
+// run[r][w][some], for 1 .. rows rows, 1 .. vectors vectors.
 using RunTile = void (*)(const Tile&);
-template <int R, int W, bool Masked>
-HWY_FLATTEN void run_tile(const Tile& t) {
-  tile<R, W, Masked>(t);
-}
-
-// Tiles of 1 .. rows rows, of 1 .. vectors vectors, with the last one full or not.
 struct Tiles {
   RunTile run[rows + 1][vectors + 1][2];
 };
@@ -137,40 +141,29 @@ constexpr Tiles tiles_of(std::index_sequence<r...>) {
 }
 constexpr Tiles tiles = tiles_of(std::make_index_sequence<size_t(rows)>());
 
-// The first m rows and n columns of t, any number.
-HWY_INLINE void tile_row(Tile t, int64_t m, int64_t n) {
-  const int full = int((n - 1) / N), left = int(n - int64_t(full) * N);
-  t.last = left;
-  const auto& run = tiles.run;
-  const RunTile some = run[rows][full + 1][left < N];
-  for (; m >= rows; m -= rows) {
-    some(t);
-    t.a += rows * t.a_row;
-    t.c += rows * t.c_row;
-  }
-  if (m > 0) run[m][full + 1][left < N](t);
-}
+// A few rows read B once, so the time is that of its way from memory: wider tiles take more of each of its rows.
+constexpr int few = 4;
+constexpr int wide(int r) { return (HWY_TARGET == HWY_AVX3 ? 26 : 13) / (r + 1); }
+constexpr RunTile wide_tiles[few + 1] = {nullptr, run_tile<1, wide(1), false>, run_tile<2, wide(2), false>,
+                                         run_tile<3, wide(3), false>, run_tile<4, wide(4), false>};
 
-// Four adjacent values as floats; for vectors of 4 lanes or more.
-#if HWY_TARGET != HWY_SCALAR
-using D4 = hn::CappedTag<float, 4>;
-HWY_INLINE hn::Vec<D4> load4(const float* p) { return hn::LoadU(D4(), p); }
-HWY_INLINE hn::Vec<D4> load4(const uint16_t* p) {
-  const hn::RebindToUnsigned<D4> u;
-  const hn::Rebind<uint16_t, D4> narrow;
-  return hn::BitCast(D4(), hn::ShiftLeft<16>(hn::PromoteTo(u, hn::LoadU(narrow, p))));
+// All tiles of m <= rows rows and n columns. One panel of B is `panel` floats from the next; in_place: B is no copy.
+HWY_INLINE void tiles_of_rows(Tile t, int64_t m, int64_t n, int64_t panel, bool in_place) {
+  const auto all = [&](RunTile run, int width, int64_t b_step) HWY_ATTR {
+    for (; n >= width; n -= width) {
+      run(t);
+      t.b += b_step;
+      t.c += width;
+      if (t.bias) t.bias += width;
+    }
+  };
+  if (in_place && m <= few) all(wide_tiles[m], wide(int(m)) * N, wide(int(m)) * N);
+  all(tiles.run[m][vectors][0], columns, panel);
+  if (n == 0) return;
+  const int last = int((n - 1) / N);
+  t.last = int(n) - last * N;
+  tiles.run[m][last + 1][t.last < N](t);
 }
-// Four adjacent values of each of N / 4 rows, one row in each 128 bits.
-template <class DD, class T>
-HWY_INLINE hn::Vec<DD> load_blocks(DD, const T* const* p, int64_t k) {
-  if constexpr (hn::MaxLanes(DD()) == 4) {
-    return load4(p[0] + k);
-  } else {
-    const hn::Half<DD> half;
-    return hn::Combine(DD(), load_blocks(half, p + hn::MaxLanes(half) / 4, k), load_blocks(half, p, k));
-  }
-}
-#endif
 
 HWY_INLINE float to_float(float x) { return x; }
 HWY_INLINE float to_float(uint16_t x) {
@@ -196,121 +189,151 @@ HWY_INLINE void copy_row(const T* from, int64_t n, float* to) {
 
 // Panels of `columns` columns of B: k rows of them, one after the other. What lies beyond column n is arbitrary.
 template <class T>
-HWY_NOINLINE void copy_b(const T* b, int64_t b_row, int64_t b_col, int64_t k, int64_t n, float* to) {
-  for (int64_t j = 0; j < n; j += columns, to += k * columns) {
-    const int64_t here = std::min<int64_t>(columns, n - j);
-    if (b_col == 1) {
-      const T* from = b + j;
-      if (here == columns)
-        for (int64_t i = 0; i < k; ++i, from += b_row)
-          unrolled<vectors>([&](auto w) HWY_ATTR { hn::StoreU(load(from + w * N), d, to + i * columns + w * N); });
-      else
-        for (int64_t i = 0; i < k; ++i, from += b_row) {
-          copy_row(from, here, to + i * columns);
-          for (int64_t rest = here; rest < columns; ++rest) to[i * columns + rest] = 0;
-        }
-      continue;
+HWY_NOINLINE void copy_rows_of_b(const T* b, int64_t b_row, int64_t k, int64_t n, float* to) {
+  for (int64_t i = 0; i < k; ++i, b += b_row, to += columns) {  // a row at a time: memory likes to be read in order
+    int64_t j = 0;
+    float* panel = to;
+    for (; j + columns <= n; j += columns, panel += k * columns)
+      unrolled<vectors>([&](auto w) HWY_ATTR { hn::StoreU(load(b + j + w * N), d, panel + w * N); });
+    if (j < n) {
+      copy_row(b + j, n - j, panel);
+      std::fill(panel + (n - j), panel + columns, 0.0f);
     }
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// 16 bytes from each of N / 4 places, one after the other.
+template <class DD, class T>
+HWY_INLINE hn::Vec<DD> load_blocks(DD, const T* const* p, int64_t k) {
+  if constexpr (hn::MaxLanes(DD()) == 4) {
+    return hn::BitCast(DD(), hn::LoadU(hn::Repartition<T, DD>(), p[0] + k));
+  } else {
+    const hn::Half<DD> half;
+    return hn::Combine(DD(), load_blocks(half, p + hn::MaxLanes(half) / 4, k), load_blocks(half, p, k));
+  }
+}
+
+// x has 32 bits of each of N columns: a float, or two values of bf16, the lower first. Stores one row or two.
+HWY_INLINE void store_rows(V x, const float*, float* to) { hn::StoreU(x, d, to); }
+HWY_INLINE void store_rows(V x, const uint16_t*, float* to) {
+  const hn::RebindToUnsigned<D> u;
+  const auto bits = hn::BitCast(u, x);
+  hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(bits)), d, to);
+  hn::StoreU(hn::BitCast(d, hn::And(bits, hn::Set(u, 0xffff0000u))), d, to + columns);
+}
+#endif
+
+// The same where k is B's adjacent dimension.
+template <class T>
+HWY_NOINLINE void copy_columns_of_b(const T* b, int64_t b_col, int64_t k, int64_t n, float* to) {
+  for (int64_t j = 0; j < n; j += columns, to += k * columns)
     for (int v = 0; v < columns; v += N) {
       int64_t i = 0;
 #if HWY_TARGET != HWY_SCALAR
-      // Row r + 4 q of B's transpose goes to block q of vector r: transposing within blocks is all that is left.
+      // Column r + 4 q of these N goes to block q of vector r: what is left is to transpose within blocks.
+      constexpr int64_t step = 16 / sizeof(T), line = 64 / sizeof(T), ahead = 4 * line, row = step / 4 * columns;
       const T* from[4][N / 4];
       for (int r = 0; r < N; ++r) from[r % 4][r / 4] = b + std::min<int64_t>(j + v + r, n - 1) * b_col;
-      for (; i + 4 <= k; i += 4) {
+      for (; i + step <= k; i += step) {
+        if (i % line == 0)
+          for (const auto& some : from)
+            for (const T* p : some) __builtin_prefetch(p + i + ahead);
         const V x0 = load_blocks(d, from[0], i), x1 = load_blocks(d, from[1], i);
         const V x2 = load_blocks(d, from[2], i), x3 = load_blocks(d, from[3], i);
         const auto low02 = hn::InterleaveLower(d, x0, x2), low13 = hn::InterleaveLower(d, x1, x3);
         const auto high02 = hn::InterleaveUpper(d, x0, x2), high13 = hn::InterleaveUpper(d, x1, x3);
         float* out = to + i * columns + v;
-        hn::StoreU(hn::InterleaveLower(d, low02, low13), d, out);
-        hn::StoreU(hn::InterleaveUpper(d, low02, low13), d, out + columns);
-        hn::StoreU(hn::InterleaveLower(d, high02, high13), d, out + 2 * columns);
-        hn::StoreU(hn::InterleaveUpper(d, high02, high13), d, out + 3 * columns);
+        store_rows(hn::InterleaveLower(d, low02, low13), b, out);
+        store_rows(hn::InterleaveUpper(d, low02, low13), b, out + row);
+        store_rows(hn::InterleaveLower(d, high02, high13), b, out + 2 * row);
+        store_rows(hn::InterleaveUpper(d, high02, high13), b, out + 3 * row);
       }
 #endif
       for (; i < k; ++i)
         for (int r = 0; r < N; ++r)
           to[i * columns + v + r] = to_float(b[std::min<int64_t>(j + v + r, n - 1) * b_col + i]);
     }
-  }
 }
 
-// A as it lies, but closer together. Returns its new strides.
+// A as it lies, but closer together: rows a_copy_row apart, or columns m_block apart.
 template <class T>
-HWY_NOINLINE void copy_a(const T* a, int64_t a_row, int64_t a_col, int64_t m, int64_t k, float* to) {
+HWY_NOINLINE void copy_block_of_a(const T* a, int64_t a_row, int64_t a_col, int64_t m, int64_t k, float* to) {
   if (a_row == 1)
     for (int64_t i = 0; i < k; ++i) copy_row(a + i * a_col, m, to + i * m_block);
   else
     for (int64_t i = 0; i < m; ++i) copy_row(a + i * a_row, k, to + i * a_copy_row);
 }
 
-uint16_t to_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if (x != x) return uint16_t(bits >> 16 | 0x40);
-  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+// Rounds to the nearest, ties to even; a NaN stays one.
+HWY_INLINE void store_bf16(V y, uint16_t* to) {
+  const hn::RebindToUnsigned<D> u;
+  const hn::Rebind<uint16_t, D> narrow;
+  const auto bits = hn::BitCast(u, y), high = hn::ShiftRight<16>(bits);
+  const auto up = hn::Add(hn::Set(u, 0x7fff), hn::And(high, hn::Set(u, 1)));
+  const auto nan = hn::RebindMask(u, hn::IsNaN(y));
+  const auto all = hn::IfThenElse(nan, hn::Or(high, hn::Set(u, 0x40)), hn::ShiftRight<16>(hn::Add(bits, up)));
+  hn::StoreU(hn::TruncateTo(narrow, all), narrow, to);
+}
+
+// C = sums [+ bias] [+ C], rounded to bf16.
+HWY_NOINLINE void round_to_bf16(const Gemm& g, const float* sums) {
+  const auto* const bias = static_cast<const uint16_t*>(g.bias);
+  auto* c = static_cast<uint16_t*>(g.c);
+  for (int64_t i = 0; i < g.m; ++i, sums += n_block, c += g.c_row) {
+    const auto add = [&](V y, const uint16_t* b, const uint16_t* before) HWY_ATTR {
+      if (b) y = hn::Add(y, load(b));
+      return before ? hn::Add(load(before), y) : y;
+    };
+    int64_t j = 0;
+    for (; j + N <= g.n; j += N)
+      store_bf16(add(hn::LoadU(d, sums + j), bias ? bias + j : nullptr, g.accumulate ? c + j : nullptr), c + j);
+    if (j == g.n) continue;
+    uint16_t last_bias[N] = {}, last[N] = {};  // what is left, as vectors
+    if (bias) std::copy(bias + j, bias + g.n, last_bias);
+    std::copy(c + j, c + g.n, last);
+    store_bf16(add(load_some(sums + j, int(g.n - j)), bias ? last_bias : nullptr, g.accumulate ? last : nullptr), last);
+    std::copy_n(last, g.n - j, c + j);
+  }
 }
 
 template <class T>
 HWY_INLINE void run(const Gemm& g, float* scratch) {
-  const bool pack_b = copies_b(g), pack_a = copies_a(g), round = g.c_type == Dtype::bf16;
+  const bool copy_b = copies_b(g), copy_a = copies_a(g), round = g.c_type == Dtype::bf16;
   float* const b_copy = scratch;
-  float* const a_copy =
-      b_copy + (pack_b ? round_up(std::min(g.k, k_block) * round_up(std::min(g.n, n_block), 64), 16) : 0);
-  float* const c_copy = a_copy + (pack_a ? m_block * a_copy_row : 0);
+  float* const a_copy = b_copy + (copy_b ? b_copy_size(g) : 0);
+  float* const sums = a_copy + (copy_a ? a_copy_size : 0);
   const T *const a = static_cast<const T*>(g.a), *const b = static_cast<const T*>(g.b);
+  float* const c = round ? sums : static_cast<float*>(g.c);
   const float* const bias = round ? nullptr : static_cast<const float*>(g.bias);
-  float* const c = round ? c_copy : static_cast<float*>(g.c);
-  const int64_t c_row = round ? n_block : g.c_row;
-  for (int64_t j = 0; j < g.n; j += n_block) {
-    const int64_t nb = std::min(n_block, g.n - j);
-    for (int64_t k = 0; k == 0 || k < g.k; k += k_block) {
-      Tile t{};
+
+  Tile t{};
+  t.a_row = !copy_a ? g.a_row : g.a_row == 1 ? 1 : a_copy_row;
+  t.a_col = !copy_a ? g.a_col : g.a_row == 1 ? m_block : 1;
+  t.b_row = copy_b ? columns : g.b_row;
+  t.c_row = round ? n_block : g.c_row;
+  const int64_t m_step = copy_a ? m_block : g.m;
+  for (int64_t j = 0; j < g.n; j += n_block)
+    for (int64_t k = 0; k == 0 || k < g.k; k += k_block) {  // once where there is nothing to sum
+      const int64_t n = std::min(n_block, g.n - j);
       t.k = std::min(k_block, g.k - k);
       t.add = k > 0 || (g.accumulate && !round);
-      t.c_row = c_row;
-      const bool last = k + k_block >= g.k;
-      if (pack_b) copy_b(b + k * g.b_row + j * g.b_col, g.b_row, g.b_col, t.k, nb, b_copy);
-      const int64_t mc = pack_a ? m_block : g.m;
-      for (int64_t i = 0; i < g.m; i += mc) {
-        const int64_t mb = std::min(mc, g.m - i);
-        if (pack_a) {
-          copy_a(a + i * g.a_row + k * g.a_col, g.a_row, g.a_col, mb, t.k, a_copy);
-          t.a_row = g.a_row == 1 ? 1 : a_copy_row;
-          t.a_col = g.a_row == 1 ? m_block : 1;
-        } else {
-          t.a_row = g.a_row;
-          t.a_col = g.a_col;
-        }
-        const float* const a_here = pack_a ? a_copy : reinterpret_cast<const float*>(a + i * g.a_row + k * g.a_col);
-        for (int64_t jj = 0; jj < nb; jj += columns) {
-          t.a = a_here;
-          if (pack_b) {
-            t.b = b_copy + jj * t.k;
-            t.b_row = columns;
-          } else {
-            t.b = reinterpret_cast<const float*>(b + k * g.b_row + (j + jj));
-            t.b_row = g.b_row;
-          }
-          t.c = c + i * c_row + j + jj;
-          t.bias = bias && last ? bias + j + jj : nullptr;
-          tile_row(t, mb, std::min<int64_t>(columns, nb - jj));
-        }
+      t.bias = bias && k + k_block >= g.k ? bias + j : nullptr;
+      const T* const b_here = b + k * g.b_row + j * g.b_col;
+      if (copy_b && g.b_col == 1) copy_rows_of_b(b_here, g.b_row, t.k, n, b_copy);
+      else if (copy_b) copy_columns_of_b(b_here, g.b_col, t.k, n, b_copy);
+      t.b = copy_b ? b_copy : reinterpret_cast<const float*>(b_here);
+      for (int64_t i0 = 0; i0 < g.m; i0 += m_step) {
+        const int64_t m = std::min(m_step, g.m - i0);
+        const T* const a_here = a + i0 * g.a_row + k * g.a_col;
+        if (copy_a) copy_block_of_a(a_here, g.a_row, g.a_col, m, t.k, a_copy);
+        t.a = copy_a ? a_copy : reinterpret_cast<const float*>(a_here);
+        t.c = c + i0 * t.c_row + j;
+        for (int64_t i = 0; i < m; i += rows, t.a += rows * t.a_row, t.c += rows * t.c_row)
+          tiles_of_rows(t, std::min<int64_t>(rows, m - i), n, copy_b ? columns * t.k : columns, !copy_b);
       }
     }
-  }
-  if (round) {
-    for (int64_t i = 0; i < g.m; ++i) {
-      uint16_t* out = static_cast<uint16_t*>(g.c) + i * g.c_row;
-      for (int64_t j = 0; j < g.n; ++j) {
-        float y = c_copy[i * n_block + j];
-        if (g.bias) y += to_float(static_cast<const uint16_t*>(g.bias)[j]);
-        if (g.accumulate) y = to_float(out[j]) + y;
-        out[j] = to_bf16(y);
-      }
-    }
-  }
+  if (round) round_to_bf16(g, sums);
 }
 
 }  // namespace
@@ -328,8 +351,8 @@ HWY_AFTER_NAMESPACE();
 namespace dense {
 
 int64_t gemm_scratch(const Gemm& g) {
-  return (copies_b(g) ? round_up(std::min(g.k, k_block) * round_up(std::min(g.n, n_block), 64), 16) : 0) +
-         (copies_a(g) ? m_block * a_copy_row : 0) + (g.c_type == Dtype::bf16 ? m_most * n_block : 0);
+  return (copies_b(g) ? b_copy_size(g) : 0) + (copies_a(g) ? a_copy_size : 0) +
+         (g.c_type == Dtype::bf16 ? g.m * n_block : 0);
 }
 
 RunGemm gemm_for(Isa isa) {

@@ -1,15 +1,16 @@
 // The engine's own matrix product, for one thread: every instruction set, every layout, every size.
 //
-// What makes the bits of a result. An element of C is a sum over k, taken in blocks of k_block products: each block is
-// one chain of fused multiply-adds from zero upwards, the blocks are added up in order, then the bias, then C's own value.
-// No other size enters: a row has the same bits alone, within any batch, in any tile and on any thread, with AVX2 as
-// with AVX-512 (portable code rounds products). bf16 operands are widened, which is exact: the same rule holds.
+// What makes the bits of a result. An element of C is a sum over k, taken in blocks of k_block products. Each block is
+// one chain of fused multiply-adds from zero upwards. The blocks are added in order to what C held, or to nothing; the
+// bias comes with the last. No other size enters: a row has the same bits alone, within any batch, in any tile and on
+// any thread, with AVX2 as with AVX-512 (portable code rounds products). bf16 operands are widened, which is exact, so
+// the same rule holds; where C is bf16, the whole sum, then the bias, then what C held are added before one rounding.
 //
-// What makes it fast (Goto & van de Geijn 2008). A tile of C, rows x columns, stays in registers for a block of k: each
-// step loads a row of B, `columns` adjacent values, and broadcasts one value of A for each of `rows`. B is copied first,
+// What makes it fast (Goto & van de Geijn 2008). A tile of C, rows x columns, stays in registers for a block of k. Each
+// step loads a row of B, `columns` values, and broadcasts one value of A for each of `rows`. First B is copied,
 // into panels of `columns` where each row follows the last, if that pays: always when k is its adjacent dimension (the
-// copy transposes) or its type is bf16, else when many rows of A will read it. A is read in place, or copied as it lies
-// when its rows are far apart or bf16.
+// copy transposes) or its type is bf16, else when many rows of A will read it. A is copied as it lies, only closer
+// together, when many columns of B will meet it.
 #pragma once
 
 #include "dense/scalar/kernels.h"
@@ -28,15 +29,14 @@ struct Gemm {
   bool accumulate = false;
 };
 
-inline constexpr int64_t k_block = 256;  // products in a chain
+inline constexpr int64_t k_block = 384;  // products in a chain
 inline constexpr int64_t n_block = 384;  // columns of B copied at a time: with k_block, what stays in the second cache
 inline constexpr int64_t m_block = 96;   // rows of A copied at a time
-inline constexpr int64_t m_most = 512;   // rows of C where it is bf16: their sums wait in scratch to be rounded
 
 // The floats of scratch that `g` needs, a multiple of 16.
 int64_t gemm_scratch(const Gemm& g);
 
-// Computes it all. scratch is 64-byte aligned. Where c_type is bf16: m at most m_most, n at most n_block.
+// Computes it all. scratch is 64-byte aligned. Where C is bf16, n is at most n_block: its sums wait in scratch.
 using RunGemm = void (*)(const Gemm& g, float* scratch);
 RunGemm gemm_for(Isa isa);
 

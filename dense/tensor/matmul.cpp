@@ -1,7 +1,6 @@
 #include "dense/tensor/matmul.h"
 
 #include <algorithm>
-#include <initializer_list>
 
 #include "dense/scalar/error.h"
 
@@ -10,6 +9,7 @@ namespace dense {
 namespace {
 
 int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 
 // f64 exists for gradient checks: each sum in order of k, then the bias, then what C held.
 void gemm_f64(const Gemm& g, float*) {
@@ -53,6 +53,10 @@ void check(const MatmulSpec& s, int threads) {
 constexpr int64_t worth_sharing = 1 << 18;
 // Blocks for each thread: enough for those that finish early to take over from the others.
 constexpr int64_t tasks_each = 4;
+// Blocks are not cut smaller than this to make more of them: each copies all of its B.
+constexpr int64_t least_m = 192, least_n = 64;
+// Nor larger than this where C is bf16 and its sums wait in scratch.
+constexpr int64_t most_m = 504;
 
 }  // namespace
 
@@ -62,32 +66,29 @@ Matmul::Matmul(const MatmulSpec& spec, Isa isa, int threads)
   for (const MatmulSpec::Batch& dim : spec_.batch) batch_ *= dim.size;
   const int64_t m = spec_.m, n = spec_.n, products = m * n * std::max<int64_t>(spec_.k, 1);
   alone_ = threads == 1 || batch_ * products < worth_sharing;
-  const bool in_blocks = spec_.c_type == Dtype::bf16;  // whose sums wait in scratch
-  if (!alone_ || in_blocks) {
-    const int64_t want = alone_ ? 1 : tasks_each * threads;
-    n_blocks_ = ceil_div(n, n_block);
-    if (in_blocks) m_blocks_ = ceil_div(m, m_most);
-    const auto missing = [&](int64_t have) { return ceil_div(want, std::max<int64_t>(have, 1)); };
-    m_blocks_ = std::max(m_blocks_, std::min(missing(batch_ * n_blocks_), m / 192));
-    m_blocks_ = std::max<int64_t>(m_blocks_, 1);
-    n_blocks_ = std::max(n_blocks_, std::min(missing(batch_ * m_blocks_), n / 64));
-    n_blocks_ = std::max<int64_t>(n_blocks_, 1);
-  }
-  gemm_ = {.m = ceil_div(m, m_blocks_), .n = ceil_div(n, n_blocks_), .k = spec_.k};
-  // Whole tiles, so that narrow ones remain at the edges of C only.
-  if (m_blocks_ > 1) gemm_.m = ceil_div(gemm_.m, 12) * 12;
-  if (n_blocks_ > 1) gemm_.n = ceil_div(gemm_.n, 32) * 32;
-  if (in_blocks) gemm_.m = std::min(gemm_.m, m_most);
-  if (gemm_.m > 0) m_blocks_ = ceil_div(m, gemm_.m);
-  if (gemm_.n > 0) n_blocks_ = ceil_div(n, gemm_.n);
-  gemm_.a_row = spec_.a_row, gemm_.a_col = spec_.a_col;
-  gemm_.b_row = spec_.b_row, gemm_.b_col = spec_.b_col;
-  gemm_.c_row = spec_.c_row;
+  gemm_ = {.m = m, .n = n, .k = spec_.k, .a_row = spec_.a_row, .a_col = spec_.a_col, .b_row = spec_.b_row};
+  gemm_.b_col = spec_.b_col, gemm_.c_row = spec_.c_row;
   gemm_.type = spec_.type, gemm_.c_type = spec_.c_type;
   gemm_.accumulate = spec_.accumulate;
-  if (m_blocks_ == 1 && n_blocks_ == 1 && products > 0)
-    batch_of_task_ = std::clamp<int64_t>(worth_sharing / 4 / products, 1, std::max<int64_t>(batch_, 1));
-  tasks_ = products == 0 ? 0 : ceil_div(batch_, batch_of_task_) * m_blocks_ * n_blocks_;
+  if (batch_ * products == 0) {
+    tasks_ = 0;
+    return;
+  }
+
+  const bool sums_wait = spec_.c_type == Dtype::bf16;
+  int64_t m_blocks = sums_wait ? ceil_div(m, most_m) : 1, n_blocks = sums_wait || !alone_ ? ceil_div(n, n_block) : 1;
+  if (!alone_) {  // cut n, then m, then n again
+    const int64_t want = tasks_each * threads;
+    m_blocks = std::max(m_blocks, std::min(ceil_div(want, batch_ * n_blocks), m / least_m));
+    n_blocks = std::max(n_blocks, std::min(ceil_div(want, batch_ * m_blocks), n / least_n));
+  }
+  // Whole tiles, so that narrow ones remain at the edges of C only.
+  if (m_blocks > 1) gemm_.m = round_up(ceil_div(m, m_blocks), 12);
+  if (n_blocks > 1) gemm_.n = round_up(ceil_div(n, n_blocks), 32);
+  m_blocks_ = ceil_div(m, gemm_.m);
+  n_blocks_ = ceil_div(n, gemm_.n);
+  if (m_blocks_ * n_blocks_ == 1) batch_of_task_ = std::clamp<int64_t>(worth_sharing / 4 / products, 1, batch_);
+  tasks_ = ceil_div(batch_, batch_of_task_) * m_blocks_ * n_blocks_;
   if (spec_.type != Dtype::f64) scratch_stride_ = size_t(gemm_scratch(gemm_)) * sizeof(float);
 }
 

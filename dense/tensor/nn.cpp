@@ -112,14 +112,6 @@ Tensor cross_entropy(Tensor logits, Tensor labels, int ignore) {
   return sum(loss) / sum(counts);
 }
 
-Tensor shift_left(Tensor x, double fill) {
-  const int64_t n = x.size(-1);
-  Shape end = x.shape();
-  end.back() = 1;
-  const Tensor last = cast(map("shift_left", {slice(x, -1, 0, 1)}, [fill](Row, X v) { return v[0] * 0 + fill; }), x.dtype());
-  return n == 1 ? last : concat(std::array{slice(x, -1, 1, n), last}, -1);
-}
-
 std::array<Tensor, 3> adamw(Tensor p, Tensor g, Tensor m, Tensor v, Tensor lr, Tensor correction1, Tensor correction2,
                             const AdamW& o) {
   const Tensor next_m = map("adamw", {m, g}, [&](Row, X x) { return o.beta1 * x[0] + (1 - o.beta1) * x[1]; });

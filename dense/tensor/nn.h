@@ -30,9 +30,6 @@ Tensor dropout(Tensor x, double p, uint64_t seed, Tensor key);
 // Mean of -log softmax(logits)[label] over the rows whose label is not `ignore`; NaN where there is none. logits
 // (..., V), labels i32 (...).
 Tensor cross_entropy(Tensor logits, Tensor labels, int ignore = -100);
-// x one place to the left along the last axis, and `fill` at the end: what comes next.
-Tensor shift_left(Tensor x, double fill);
-
 // One step of AdamW on parameter p with gradient g and moments m and v, all of one shape. lr, correction1 and
 // correction2 = 1 - beta^t have one element. Returns new p, m, v.          Loshchilov & Hutter 2017, arXiv:1711.05101
 struct AdamW {

@@ -60,10 +60,6 @@ struct Group {
   std::set<int32_t> leaves;  // what it reads from memory
 };
 
-struct Free {
-  void operator()(std::byte* p) const { std::free(p); }
-};
-
 }  // namespace
 
 struct Plan::Parts {
@@ -76,7 +72,7 @@ struct Plan::Parts {
   std::vector<Layout> layout;
   std::vector<Buffer> buffers;
   std::vector<Step> steps;
-  std::unique_ptr<std::byte[], Free> arena;
+  Memory arena;
   size_t arena_bytes = 0, scratch_bytes = 0;
   std::byte* scratch = nullptr;
   bool profiling = false;
@@ -796,13 +792,11 @@ void Plan::Parts::plan_memory() {
     placed.insert(std::ranges::upper_bound(placed, offset, {}, [&](int32_t p) { return buffers[size_t(p)].offset; }), b);
   }
   for (const Step& step : steps) scratch_bytes = std::max(scratch_bytes, step.scratch);
-  const size_t total = (arena_bytes + scratch_bytes + 63) / 64 * 64 + 64;
-  arena.reset(static_cast<std::byte*>(std::aligned_alloc(64, total)));
-  if (!arena) throw std::bad_alloc();
-  scratch = arena.get() + arena_bytes;
+  arena = zero_memory(arena_bytes + scratch_bytes);
+  scratch = arena.data + arena_bytes;
   for (size_t b = 0; b < buffers.size(); ++b) {
     Buffer& buffer = buffers[b];
-    buffer.data = buffer.outside ? buffer.outside : arena.get() + buffers[size_t(owner[b])].offset;
+    buffer.data = buffer.outside ? buffer.outside : arena.data + buffers[size_t(owner[b])].offset;
   }
 }
 

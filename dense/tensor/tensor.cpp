@@ -1,5 +1,9 @@
 #include "dense/tensor/tensor.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -153,13 +157,9 @@ std::ostream& operator<<(std::ostream& out, Tensor x) {
 }
 
 Graph::Graph(int threads)
-    : thread_count_(threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency()))) {}
+    : threads_(std::make_shared<Threads>(threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency())))) {}
 Graph::~Graph() = default;
-
-Threads& Graph::threads() {
-  if (!threads_) threads_ = std::make_unique<Threads>(thread_count_);
-  return *threads_;
-}
+Threads& Graph::threads() { return *threads_; }
 
 Tensor Graph::append(TensorNode node) {
   if (node.region < 0 && node.kind != Kind::input) node.region = region;
@@ -167,13 +167,22 @@ Tensor Graph::append(TensorNode node) {
   return {this, int32_t(nodes_.size() - 1)};
 }
 
+Memory zero_memory(size_t bytes) {
+  constexpr size_t page = 2 << 20;
+  const size_t alignment = bytes < page ? 64 : page, size = (bytes + alignment - 1) / alignment * alignment;
+  const std::shared_ptr<void> owner(std::aligned_alloc(alignment, std::max(size, alignment)), [](void* p) { std::free(p); });
+  if (!owner) throw std::bad_alloc();
+#if defined(__linux__)
+  if (size >= page) madvise(owner.get(), size, MADV_HUGEPAGE);
+#endif
+  std::memset(owner.get(), 0, size);
+  return {static_cast<std::byte*>(owner.get()), owner};
+}
+
 Tensor Graph::input(Shape shape, Dtype dtype, std::string name) {
   check_shape("input", shape);
-  const size_t bytes = size_t(count_of(shape)) * size_of(dtype);
-  const std::shared_ptr<void> owner(std::aligned_alloc(64, (bytes + 63) / 64 * 64), [](void* p) { std::free(p); });
-  if (!owner) throw std::bad_alloc();
-  std::memset(owner.get(), 0, bytes);
-  return external(std::move(shape), dtype, {static_cast<std::byte*>(owner.get()), owner}, std::move(name));
+  const Memory memory = zero_memory(size_t(count_of(shape)) * size_of(dtype));
+  return external(std::move(shape), dtype, memory, std::move(name));
 }
 
 Tensor Graph::external(Shape shape, Dtype dtype, Memory memory, std::string name) {

@@ -95,6 +95,9 @@ struct Memory {
   std::shared_ptr<void> owner;
 };
 
+// Zeros, aligned to 64 bytes; large ones in large pages, where rows far apart are found sooner.
+Memory zero_memory(size_t bytes);
+
 struct TensorNode {
   Kind kind;
   Dtype dtype;
@@ -147,8 +150,9 @@ Shape broadcast(const Shape& a, const Shape& b, const char* operation);  // thro
 
 class Graph {
  public:
-  // `threads`: how many its plans may use, 0 for as many as the machine has.
+  // `threads`: how many its plans may use, 0 for as many as the machine has; or those of other graphs.
   explicit Graph(int threads = 0);
+  explicit Graph(std::shared_ptr<Threads> threads) : threads_(std::move(threads)) {}
   ~Graph();
   Graph(const Graph&) = delete;  // Tensors point to their graph
   Graph& operator=(const Graph&) = delete;
@@ -177,8 +181,7 @@ class Graph {
  private:
   std::deque<TensorNode> nodes_;  // references stay valid
   std::map<std::string, Tensor> parameters_;
-  std::unique_ptr<Threads> threads_;
-  int thread_count_;
+  std::shared_ptr<Threads> threads_;
 };
 
 // ---- maps

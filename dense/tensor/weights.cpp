@@ -13,14 +13,6 @@ namespace dense {
 
 namespace {
 
-Memory zero_memory(size_t bytes) {
-  const size_t size = (bytes + 63) / 64 * 64;
-  const std::shared_ptr<void> owner(std::aligned_alloc(64, size), [](void* p) { std::free(p); });
-  if (!owner) throw std::bad_alloc();
-  std::memset(owner.get(), 0, size);
-  return {static_cast<std::byte*>(owner.get()), owner};
-}
-
 // FNV-1a (Fowler, Noll, Vo): the same on every machine.
 uint64_t hash_of(std::string_view name) {
   uint64_t h = 0xcbf29ce484222325;

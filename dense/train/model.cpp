@@ -5,21 +5,24 @@
 
 #include "dense/io/safetensors.h"
 #include "dense/scalar/error.h"
+#include "dense/tensor/threads.h"
 
 namespace dense {
 
 // A graph for one shape of inputs.
 struct Model::Recorded {
   Graph graph;
-  Tensor ids, labels, lengths, key, logits, loss;
+  Tensor ids, targets, lengths, key, logits, loss;
   Tensor lr, correction1, correction2;
   Context context;
   std::unique_ptr<Plan> plan;
   int64_t batch = 0, time = 0;
-  explicit Recorded(int threads) : graph(threads) {}
+  explicit Recorded(const std::shared_ptr<Threads>& threads) : graph(threads) {}
 };
 
 namespace {
+
+constexpr size_t most_shapes = 32;  // whose plans are kept for training
 
 Dtype stored_type(const StoredTensor& tensor) {
   if (tensor.dtype == "BF16") return Dtype::bf16;
@@ -28,9 +31,8 @@ Dtype stored_type(const StoredTensor& tensor) {
   fail(tensor.file, ": ", tensor.name, ": expected F32, BF16 or F16, got ", tensor.dtype);
 }
 
-Memory zero_floats(int64_t count) {
-  const auto values = std::make_shared<std::vector<float>>(size_t(count), 0.f);
-  return {reinterpret_cast<std::byte*>(values->data()), values};
+std::shared_ptr<Threads> pool(int threads) {
+  return std::make_shared<Threads>(threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency())));
 }
 
 bool ends_with_any(const std::string& name, const std::vector<std::string>& ends) {
@@ -42,13 +44,13 @@ bool ends_with_any(const std::string& name, const std::vector<std::string>& ends
 Model::~Model() = default;
 
 Model::Model(Page page, int threads, uint64_t seed)
-    : page_(std::move(page)), parameters_(seed, page_.base), threads_(threads) {
+    : page_(std::move(page)), parameters_(seed, page_.base), threads_(pool(threads)) {
   int32_t id = 0;  // declares everything
-  record({1, 1, std::span(&id, 1)}, false);
+  record({1, 1, std::span(&id, 1)});
 }
 
 Model::Model(Page page, const std::filesystem::path& folder, int threads, const Warn& warn)
-    : page_(std::move(page)), parameters_(0, page_.base), folder_(folder), threads_(threads) {
+    : page_(std::move(page)), parameters_(0, page_.base), folder_(folder), threads_(pool(threads)) {
   set_fields(folder / "config.json", page_.fields, page_.inert, warn);
   for (auto& [name, tensor] : read_safetensors(folder)) {
     const bool known = tensor.dtype == "F32" || tensor.dtype == "BF16" || tensor.dtype == "F16";
@@ -57,56 +59,70 @@ Model::Model(Page page, const std::filesystem::path& folder, int threads, const 
   }
   int32_t id = 0;
   try {
-    record({1, 1, std::span(&id, 1)}, false);
+    record({1, 1, std::span(&id, 1)});
     parameters_.check(page_.inert_tensors);
   } catch (const Error& error) {
     fail(folder.string(), ": ", error.what());
   }
 }
 
-void Model::check_inputs(const Inputs& inputs) const {
-  const auto expect = [&](const char* what, size_t got, int64_t want) {
-    if (got != size_t(want)) fail(what, ": expected ", want, " numbers, got ", got);
+// Throws Error before anything is changed.
+void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
+  const auto vocabulary = int32_t(r.logits.size(-1));
+  const auto expect = [&](const char* what, std::span<const int32_t> given, int64_t count, int32_t least, int32_t most) {
+    if (given.size() != size_t(count)) fail(what, ": expected ", count, " numbers, got ", given.size());
+    for (size_t i = 0; i < given.size(); ++i)
+      if (given[i] < least || given[i] > most)
+        if (given[i] != -100 || least == 0 || most != vocabulary - 1)
+          fail(what, ": expected ", std::max(least, 0), " to ", most, least < 0 ? ", or -100 to leave out" : "", ", got ",
+               given[i], " at ", i);
   };
-  if (inputs.batch < 1 || inputs.time < 1) fail("input_ids: expected a batch of one token or more");
-  expect("input_ids", inputs.ids.size(), inputs.batch * inputs.time);
-  if (!inputs.labels.empty()) expect("labels", inputs.labels.size(), inputs.batch * inputs.time);
-  if (!inputs.lengths.empty()) expect("lengths", inputs.lengths.size(), inputs.batch);
-  for (int32_t length : inputs.lengths)
-    if (length < 0 || length > inputs.time) fail("lengths: expected 0 to ", inputs.time, ", got ", length);
+  const int64_t count = inputs.batch * inputs.time;
+  expect("input_ids", inputs.ids, count, 0, vocabulary - 1);
+  std::vector<int32_t> next;
+  std::span<const int32_t> targets = inputs.targets;
+  if (!inputs.labels.empty()) {
+    expect("labels", inputs.labels, count, -100, vocabulary - 1);
+    targets = inputs.labels;
+    if (page_.causal) {
+      next.assign(inputs.labels.begin() + 1, inputs.labels.end());
+      next.push_back(-100);
+      for (int64_t row = 1; row < inputs.batch; ++row) next[size_t(row * inputs.time - 1)] = -100;
+      targets = next;
+    }
+  }
+  if (inputs.scored()) expect("targets", targets, count, -100, vocabulary - 1);
+  if (!inputs.lengths.empty()) expect("lengths", inputs.lengths, inputs.batch, 0, int32_t(inputs.time));
+  r.ids.set(inputs.ids);
+  if (r.targets) r.targets.set(targets);
+  if (r.lengths) r.lengths.set(inputs.lengths);
 }
 
-std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, bool with_loss) {
-  check_inputs(inputs);
+std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmul_type, bool dropout) {
+  if (inputs.batch < 1 || inputs.time < 1) fail("input_ids: expected a batch of one token or more");
   auto r = std::make_unique<Recorded>(threads_);
+  Graph& graph = r->graph;
+  graph.matmul_type = matmul_type;
   r->batch = inputs.batch, r->time = inputs.time;
   const Shape shape{inputs.batch, inputs.time};
-  r->ids = r->graph.input(shape, Dtype::i32, "input_ids");
-  r->ids.set(inputs.ids);
-  if (!inputs.lengths.empty()) {
-    r->lengths = r->context.lengths = r->graph.input({inputs.batch}, Dtype::i32, "lengths");
-    r->lengths.set(inputs.lengths);
-  }
-  r->logits = page_.forward(Weights(r->graph, parameters_), r->ids, r->context);
-  if (with_loss) {
-    const auto vocabulary = int32_t(r->logits.size(-1));
-    for (int32_t label : inputs.labels)
-      if (label != -100 && (label < 0 || label >= vocabulary))
-        fail("labels: expected 0 to ", vocabulary - 1, ", or -100 to leave out, got ", label);
-    r->labels = r->graph.input(shape, Dtype::i32, "labels");
-    r->labels.set(inputs.labels);
-    r->loss = page_.loss(r->logits, r->labels);
+  r->ids = graph.input(shape, Dtype::i32, "input_ids");
+  if (!inputs.lengths.empty()) r->lengths = r->context.lengths = graph.input({inputs.batch}, Dtype::i32, "lengths");
+  if (dropout) r->key = r->context.dropout_key = graph.input({2}, Dtype::i32, "step");
+  r->logits = page_.forward(Weights(graph, parameters_), r->ids, r->context);
+  if (inputs.scored()) {
+    r->targets = graph.input(shape, Dtype::i32, "targets");
+    r->loss = cross_entropy(r->logits, r->targets);
   }
   return r;
 }
 
 std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradients) {
-  const bool with_loss = !inputs.labels.empty();
-  if (gradients && !with_loss) fail("gradients: expected labels");
-  const auto r = record(inputs, with_loss);
+  if (gradients && !inputs.scored()) fail("gradients: expected labels");
+  const auto r = record(inputs);
+  set_inputs(*r, inputs);
   std::map<std::string, Tensor> wanted = r->context.kept;
   wanted["logits"] = r->logits;
-  if (with_loss) wanted["loss"] = r->loss;
+  if (r->loss) wanted["loss"] = r->loss;
   if (gradients) {
     std::vector<Tensor> parameters;
     for (const auto& [name, x] : r->graph.parameters()) parameters.push_back(x);
@@ -134,35 +150,28 @@ std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradi
 }
 
 float Model::step(const Inputs& inputs, const Training& training) {
-  if (inputs.labels.empty()) fail("step: expected labels");
-  const bool same = training_ && training_->batch == inputs.batch && training_->time == inputs.time &&
-                    bool(training_->lengths) == !inputs.lengths.empty() &&
-                    training_->graph.matmul_type == training.matmul_type && bool(training_->key) == training.dropout;
-  if (!same) {
-    training_.reset();
+  if (!inputs.scored()) fail("step: expected labels");
+  const auto same = std::ranges::find_if(trainings_, [&](const auto& t) {
+    return t->batch == inputs.batch && t->time == inputs.time && bool(t->lengths) == !inputs.lengths.empty() &&
+           t->graph.matmul_type == training.matmul_type && bool(t->key) == training.dropout;
+  });
+  if (same != trainings_.end()) {
+    std::rotate(trainings_.begin(), same, same + 1);
+  } else {
+    if (trainings_.size() == most_shapes) trainings_.pop_back();
     parameters_.widen();
-    check_inputs(inputs);
-    auto r = std::make_unique<Recorded>(threads_);
+    auto r = record(inputs, training.matmul_type, training.dropout);
     Graph& graph = r->graph;
-    graph.matmul_type = training.matmul_type;
-    r->batch = inputs.batch, r->time = inputs.time;
-    const Shape shape{inputs.batch, inputs.time};
-    r->ids = graph.input(shape, Dtype::i32, "input_ids");
-    r->labels = graph.input(shape, Dtype::i32, "labels");
-    if (!inputs.lengths.empty()) r->lengths = r->context.lengths = graph.input({inputs.batch}, Dtype::i32, "lengths");
-    if (training.dropout) r->key = r->context.dropout_key = graph.input({2}, Dtype::i32, "step");
     r->lr = graph.input({}, Dtype::f32, "lr");
     r->correction1 = graph.input({}, Dtype::f32, "correction1");
     r->correction2 = graph.input({}, Dtype::f32, "correction2");
-    r->logits = page_.forward(Weights(graph, parameters_), r->ids, r->context);
-    r->loss = page_.loss(r->logits, r->labels);
     std::vector<Tensor> parameters, outputs{r->loss};
     for (const auto& [name, x] : graph.parameters()) parameters.push_back(x);
     const std::vector<Tensor> d = grad(r->loss, parameters);
     for (size_t i = 0; i < parameters.size(); ++i) {
       const Tensor p = parameters[i];
       auto& moments = moments_[p.node().name];
-      if (!moments.first.data) moments = {zero_floats(p.count()), zero_floats(p.count())};
+      if (!moments.first.data) moments = {zero_memory(size_t(p.count()) * 4), zero_memory(size_t(p.count()) * 4)};
       const Tensor m = graph.external(p.shape(), Dtype::f32, moments.first, p.node().name + ".m");
       const Tensor v = graph.external(p.shape(), Dtype::f32, moments.second, p.node().name + ".v");
       AdamW options = training.optimizer.adamw;
@@ -173,19 +182,10 @@ float Model::step(const Inputs& inputs, const Training& training) {
       outputs.push_back(assign(v, next[2]));
     }
     r->plan = std::make_unique<Plan>(outputs);
-    training_ = std::move(r);
+    trainings_.insert(trainings_.begin(), std::move(r));
   }
-  Recorded& r = *training_;
-  check_inputs(inputs);
-  const auto vocabulary = int32_t(r.logits.size(-1));
-  for (int32_t label : inputs.labels)
-    if (label != -100 && (label < 0 || label >= vocabulary))
-      fail("labels: expected 0 to ", vocabulary - 1, ", or -100 to leave out, got ", label);
-  for (int32_t id : inputs.ids)  // before anything is changed
-    if (id < 0 || id >= vocabulary) fail("input_ids: expected 0 to ", vocabulary - 1, ", got ", id);
-  r.ids.set(inputs.ids);
-  r.labels.set(inputs.labels);
-  if (r.lengths) r.lengths.set(inputs.lengths);
+  Recorded& r = *trainings_[0];
+  set_inputs(r, inputs);
   ++steps_;
   if (r.key) r.key.set({int32_t(steps_), int32_t(steps_ >> 31)});
   r.lr.set({float(training.lr)});
@@ -196,8 +196,8 @@ float Model::step(const Inputs& inputs, const Training& training) {
 }
 
 Plan& Model::training_plan() {
-  if (!training_) fail("training_plan: expected a step before");
-  return *training_->plan;
+  if (trainings_.empty()) fail("training_plan: expected a step before");
+  return *trainings_[0]->plan;
 }
 
 void Model::save(const std::filesystem::path& folder) const {

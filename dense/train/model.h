@@ -20,11 +20,11 @@ struct Page {
   std::string model_type, base;
   std::vector<std::string> inert, inert_tensors;
   std::vector<ConfigField> fields;  // of the config
-  std::function<Tensor(Weights, Tensor ids, Context&)> forward;   // (B, T) -> (B, T, V)
-  std::function<Tensor(Tensor logits, Tensor labels)> loss;
+  std::function<Tensor(Weights, Tensor ids, Context&)> forward;  // (B, T) -> (B, T, V)
+  bool causal = false;  // labels are the tokens themselves, and each place is scored on the one that comes next
 };
 
-// The page that a config belongs to: its namespace has forward(config, ...) and loss(config, ...).
+// The page that a config belongs to: its namespace has forward(config, ...).
 template <class Config>
 Page page() {
   const auto config = std::make_shared<Config>();
@@ -36,7 +36,7 @@ Page page() {
     page.inert_tensors.assign(std::begin(Config::inert_tensors), std::end(Config::inert_tensors));
   page.fields = config_fields(*config);
   page.forward = [config](Weights w, Tensor ids, Context& ctx) { return forward(*config, w, ids, ctx); };
-  page.loss = [config](Tensor logits, Tensor labels) { return loss(*config, logits, labels); };
+  if constexpr (requires { Config::causal; }) page.causal = Config::causal;
   return page;
 }
 
@@ -55,19 +55,22 @@ class Model {
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
-  // One pass over ids (B, T): what to compute, and afterwards the results by name: "logits", "loss", whatever the page
-  // keeps, and "grad." + the name of each parameter. lengths: none, or how many tokens of each row are real.
+  // Ids (B, T), and lengths (B): none, or how many tokens of each row are real. The loss is the mean cross entropy at the
+  // places whose target is not -100; targets (B, T) may also be given as Hugging Face has labels: to a causal model the
+  // tokens themselves.
   struct Inputs {
     int64_t batch = 0, time = 0;
-    std::span<const int32_t> ids, labels = {}, lengths = {};
+    std::span<const int32_t> ids, labels = {}, lengths = {}, targets = {};
+    bool scored() const { return !labels.empty() || !targets.empty(); }
   };
   struct Result {
     Shape shape;
     std::vector<float> values;
   };
+  // By name: "logits", what the page keeps, "loss" if there are targets, and "grad." + the name of each parameter.
   std::map<std::string, Result> run(const Inputs& inputs, bool gradients);
 
-  // One step of AdamW on a batch; the loss before it. The same shape again replays the same plan.
+  // One step of AdamW on a batch; the loss before it. A shape that came before replays its plan.
   struct Training {
     double lr = 3e-4;
     Dtype matmul_type = Dtype::f32;
@@ -86,17 +89,16 @@ class Model {
 
  private:
   struct Recorded;
-  std::unique_ptr<Recorded> record(const Inputs& inputs, bool with_loss);
-  void check_inputs(const Inputs& inputs) const;
+  std::unique_ptr<Recorded> record(const Inputs& inputs, Dtype matmul_type = Dtype::f32, bool dropout = false);
+  void set_inputs(Recorded& r, const Inputs& inputs) const;
 
   Page page_;
   Parameters parameters_;
   std::filesystem::path folder_;
-  int threads_;
+  std::shared_ptr<Threads> threads_;
   int64_t steps_ = 0;
   std::map<std::string, std::pair<Memory, Memory>> moments_;
-  std::unique_ptr<Recorded> training_;
-  struct StoredElsewhere;
+  std::vector<std::unique_ptr<Recorded>> trainings_;  // of the last shapes; the last one first
 
  public:
   ~Model();

@@ -1,0 +1,9 @@
+// What the machine can do at most, measured beside what we reach.
+#pragma once
+
+namespace dense::cli {
+
+// The best rate that oneDNN shows for a product of GPT-2's size, each thread on one of its own, in FLOP/s.
+double matmul_rate(bool bf16, int threads);
+
+}  // namespace dense::cli

@@ -1,0 +1,112 @@
+// dense train: a page, new weights, the bytes of a text.
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+#include "cli/builtin_names.h"
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/interrupt.h"
+#include "cli/pages.h"
+#include "cli/progress.h"
+#include "dense/io/files.h"
+
+namespace dense::cli {
+namespace {
+
+struct Config {
+  std::string model_type, data, out, precision = "f32";
+  int steps = 200, batch = 8, time = 64, threads = 0;
+  int64_t seed = 0;
+  double lr = 3e-4, weight_decay = 0.1;
+
+  void fields(auto&& f) {
+    f("model_type", model_type, "the page (default: the first)");
+    f("data", data, "text file, whose bytes are the tokens (default: built-in names)");
+    f("out", out, "folder for config.json and weights, written at the end and on Ctrl-C");
+    f("steps", steps, "training steps", 1);
+    f("batch", batch, "sequences of a step", 1);
+    f("time", time, "tokens of each", 2);
+    f("optimizer.lr", lr, "of AdamW at the first step; falls to 0 like a cosine", 0);
+    f("optimizer.weight_decay", weight_decay, "of matrices");
+    f("precision", precision, "f32, or bf16: products of bf16, everything else f32");
+    f("threads", threads, "0: as many as the machine has", 0);
+    f("seed", seed, "of the first weights and of what is read", INT64_MIN);
+  }
+};
+
+// Where a sequence starts: a function of the seed, the step and its place in the batch.
+uint64_t hash(uint64_t a, uint64_t b) {
+  uint64_t z = a * 0x9e3779b97f4a7c15 + b;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+  z = (z ^ z >> 27) * 0x94d049bb133111eb;
+  return z ^ z >> 31;
+}
+
+}  // namespace
+
+int train_command(const Call& call) {
+  const auto begin = std::chrono::steady_clock::now();
+  Config config;
+  // which page decides which flags there are
+  for (size_t i = 0; i < call.args.size(); ++i) {
+    if (call.args[i] == "--model_type" && i + 1 < call.args.size()) config.model_type = call.args[i + 1];
+    if (call.args[i].starts_with("--model_type=")) config.model_type = call.args[i].substr(13);
+  }
+  Page page = page_of(config.model_type);
+  for (ConfigField& field : page.fields)  // small enough to be tried at once
+    if (auto* const value = std::get_if<int*>(&field.value)) {
+      if (field.name == "vocab_size") **value = 256;
+      if (field.name == "n_layer") **value = std::min(**value, 4);
+      if (field.name == "n_embd") **value = std::min(**value, 128);
+      if (field.name == "n_head") **value = std::min(**value, 4);
+      if (field.name == "block_size") **value = std::max(**value, config.time);
+    }
+  std::vector<Flag> flags = flags_of(config_fields(config));
+  for (Flag& flag : flags_of(page.fields, "model.")) flags.push_back(std::move(flag));
+  if (!set_flags(flags, call, "Trains a model from new weights on the bytes of a text.",
+                 call.program + " --data book.txt --model.n_layer 2 --steps 500 --out my_model"))
+    return 0;
+  if (config.precision != "f32" && config.precision != "bf16")
+    fail("--precision: expected f32 or bf16, got ", config.precision);
+  const std::string text = config.data.empty() ? std::string(builtin_names) : read_file(config.data);
+  if (text.size() < size_t(config.time)) fail("--data: expected ", config.time, " bytes or more, got ", text.size());
+  if (!config.out.empty() && std::filesystem::exists(config.out) && !std::filesystem::is_directory(config.out))
+    fail("--out: ", config.out, ": expected a folder");
+
+  catch_stop_signals();
+  Model model(page, config.threads, uint64_t(config.seed));
+  say("{}: {} parameters; {} bytes of {}; {} x {} tokens a step\n", page.model_type, with_commas(model.parameters().count()),
+      with_commas(int64_t(text.size())), config.data.empty() ? "built-in names" : config.data, config.batch, config.time);
+  Model::Training training;
+  training.matmul_type = config.precision == "bf16" ? Dtype::bf16 : Dtype::f32;
+  training.optimizer.adamw.weight_decay = config.weight_decay;
+  training.optimizer.adamw.beta2 = 0.99;
+
+  Progress progress(config.steps);
+  std::vector<int32_t> ids(size_t(config.batch) * size_t(config.time));
+  int step = 0;
+  while (step < config.steps && !stop_signal()) {
+    for (int b = 0; b < config.batch; ++b) {
+      const uint64_t start = hash(uint64_t(config.seed), uint64_t(step) << 20 | uint64_t(b)) % (text.size() - size_t(config.time) + 1);
+      for (int t = 0; t < config.time; ++t) ids[size_t(b) * size_t(config.time) + size_t(t)] = uint8_t(text[start + size_t(t)]);
+    }
+    training.lr = config.lr * 0.5 * (1 + std::cos(3.14159265358979 * step / config.steps));
+    const float loss = model.step({config.batch, config.time, ids, ids}, training);
+    if (!std::isfinite(loss)) fail("step ", step + 1, ": the loss is ", loss, "; try a smaller --optimizer.lr");
+    if (step++ == 0)
+      say("first step after {:.2f} s\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    progress.step(step, loss);
+  }
+  progress.finish();
+  if (!config.out.empty()) {
+    model.save(config.out);
+    say("saved {}\n", config.out);
+  }
+  return step == config.steps ? 0 : 128 + stop_signal();
+}
+
+}  // namespace dense::cli
