@@ -85,6 +85,7 @@ int train_command(const Call& call) {
   training.matmul_type = config.precision == "bf16" ? Dtype::bf16 : Dtype::f32;
   training.optimizer.adamw.weight_decay = config.weight_decay;
   training.optimizer.adamw.beta2 = 0.99;
+  training.dropout = true;  // as the page and its config have it
 
   Progress progress(config.steps);
   std::vector<int32_t> ids(size_t(config.batch) * size_t(config.time));

@@ -143,16 +143,13 @@ inline void expect_near(Tensor x, const Array& want, double tolerance, const std
 }
 
 template <class T>
-std::vector<T> copy_of(std::span<const T> values) {
+std::vector<std::remove_const_t<T>> copy_of(std::span<T> values) {
   return {values.begin(), values.end()};
 }
-template <class T>
-bool same_bits(std::span<const T> a, std::span<const T> b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
-}
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return same_bits(std::span(a), std::span(b));
+// Of vectors or spans of one type.
+bool same_bits(const auto& a, const auto& b) {
+  static_assert(sizeof a[0] == sizeof b[0]);
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof a[0]) == 0;
 }
 
 }  // namespace dense
