@@ -221,19 +221,6 @@ TEST(NN, RopeTurnsPairsByTheirPosition) {
               1e-6, "counted");
 }
 
-TEST(NN, ShiftLeftGivesWhatComesNext) {
-  Graph graph(1);
-  const Tensor x = graph.input({2, 3}), labels = graph.input({2, 3}, Dtype::i32), one = graph.input({2, 1}, Dtype::i32);
-  x.set({float(inf), 2.f, 3.f, std::nanf(""), 5.f, float(-inf)});
-  labels.set({1, 2, 16777217, 2147483647, 5, 6});
-  EXPECT_EQ(shift_left(x, 9).value(), (std::vector<float>{2, 3, 9, 5, float(-inf), 9}));
-  const Tensor next = shift_left(labels, -100), none = shift_left(one, -100);
-  Plan plan({next, none});
-  plan.run();
-  EXPECT_EQ(copy_of(plan.get<int32_t>(next)), (std::vector<int32_t>{2, 16777217, -100, 5, 6, -100}));
-  EXPECT_EQ(copy_of(plan.get<int32_t>(none)), (std::vector<int32_t>{-100, -100}));
-}
-
 TEST(NN, DropoutHasTheRightMeanAndScale) {
   Graph graph(1);
   const Tensor x = graph.input({100, 1000}), key = graph.input({2}, Dtype::i32);

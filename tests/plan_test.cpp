@@ -1091,7 +1091,7 @@ TEST(Plan, RunsAllocateNothing) {
     const Tensor ids = graph.input({2, 40}, Dtype::i32), labels = graph.input({2, 40}, Dtype::i32);
     Context context;
     context.dropout_key = graph.input({2}, Dtype::i32);
-    const Tensor loss = gpt2::loss(c, forward(c, Weights(graph, parameters), ids, context), labels);
+    const Tensor loss = cross_entropy(forward(c, Weights(graph, parameters), ids, context), labels);
     std::vector<Tensor> weights;
     for (const auto& [name, x] : graph.parameters()) weights.push_back(x);
     const std::vector<Tensor> d = grad(loss, weights);

@@ -25,6 +25,9 @@ Var record_normal(Tape& tape, Op op, std::span<const Var> x, double columns) {
     return record(op, x);
   }
   if (op == Op::across && !x[0].tape()) return x[0];
+  const auto is = [&](size_t k, double number) { return !x[k].tape() && x[k].number() == number; };
+  if (op == Op::mul && is(0, 1)) return x[1];
+  if (op == Op::mul && is(1, 1)) return x[0];
   bool all = op != Op::across, any = false;
   std::vector<Var> inner(x.begin(), x.end());
   for (Var& v : inner) {
@@ -39,15 +42,30 @@ Var record_normal(Tape& tape, Op op, std::span<const Var> x, double columns) {
 
 }  // namespace
 
+// Of the nodes up to its output, those that it needs.
+static std::vector<char> needed(const Formula& formula) {
+  const size_t n = formula.output.tape() ? size_t(formula.output.id()) + 1 : 0;
+  std::vector<char> live(n, 0);
+  if (n) live.back() = 1;
+  for (size_t y = n; y-- > 0;)
+    if (live[y])
+      for (int32_t x : formula.tape.operands(int32_t(y))) live[size_t(x)] = 1;
+  return live;
+}
+
+std::vector<char> inputs_read(const Formula& formula) {
+  std::vector<char> read(size_t(formula.tape.inputs()), 0);
+  const std::vector<char> live = needed(formula);
+  for (size_t y = 0; y < live.size(); ++y)
+    if (live[y] && formula.tape.nodes()[y].op == Op::input) read[size_t(formula.tape.nodes()[y].index)] = 1;
+  return read;
+}
+
 Var transcribe(const Formula& formula, double columns, Tape& to, std::span<const Var> operands) {
   if (!formula.output.tape()) return formula.output;
   const Tape& from = formula.tape;
-  const auto n = size_t(formula.output.id()) + 1;
-  std::vector<char> live(n, 0);
-  live.back() = 1;
-  for (size_t y = n; y-- > 0;)
-    if (live[y])
-      for (int32_t x : from.operands(int32_t(y))) live[size_t(x)] = 1;
+  const std::vector<char> live = needed(formula);
+  const size_t n = live.size();
   std::vector<Var> at(n), x;
   for (size_t y = 0; y < n; ++y) {
     const Node& node = from.nodes()[y];

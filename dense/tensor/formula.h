@@ -10,6 +10,9 @@ namespace dense {
 // the row: an operation on values that were all carried across the row is done before they are.
 Var transcribe(const Formula& formula, double columns, Tape& to, std::span<const Var> operands);
 
+// For each input of its tape, whether a formula reads it.
+std::vector<char> inputs_read(const Formula& formula);
+
 // Whether a formula takes an operand of this shape for one value a row, which it carries across. A single number for
 // many rows is not: it is the same everywhere, and loaded once.
 inline bool is_per_row(const Shape& shape, const Shape& space) {
@@ -20,6 +23,9 @@ inline bool is_per_row(const Shape& shape, const Shape& space) {
 // The map of a formula whose operands were checked. Operands whose last axis is broadcast are one value a row to it.
 Tensor map_of(std::span<const Tensor> operands, std::shared_ptr<const Formula> formula, Shape space, Keep keep,
               Dtype dtype);
+
+// Whether strides are those of elements side by side in order.
+bool is_row_major(const Shape& shape, const Shape& strides);
 
 // x with its elements side by side in order.
 Tensor contiguous(Tensor x);

@@ -83,6 +83,12 @@ bool cover(std::vector<std::pair<Shape, View>> views, int64_t count) {
   return next == count;
 }
 
+bool is_transposed(Tensor x) {
+  if (x.node().kind != Kind::view) return false;
+  const Shape& strides = std::get<View>(x.node().detail).strides;
+  return strides[strides.size() - 2] == 1 && strides.back() != 1 && x.size(-1) > 1 && x.size(-2) > 1;
+}
+
 Tensor add_up(std::vector<Tensor> terms) {
   Tensor total = terms[0];
   for (size_t i = 1; i < terms.size(); ++i) total = total + terms[i];
@@ -174,7 +180,7 @@ class Sweep {
   Tensor place(Tensor like, std::span<const std::pair<Tensor, View>> parts, bool covers) {
     if (covers && parts.size() == 1) {
       const auto& [d, view] = parts[0];
-      if (view.strides == row_major(d.shape())) return reshape(d, like.shape());
+      if (is_row_major(d.shape(), view.strides)) return reshape(d, like.shape());
       // the inverse of a permutation: d seen in the order of x
       std::vector<int> order;
       for (int i = 0; i < d.rank(); ++i)
@@ -206,8 +212,10 @@ class Sweep {
           if (needs(x[k])) add(x[k], through_map(node, k, d));
         return;
       case Kind::matmul: {  // y = a b: da = dy b^T, db = a^T dy
-        if (needs(x[0])) add(x[0], matmul(d, value(x[1]).t()));
-        if (needs(x[1])) add(x[1], matmul(value(x[0]).t(), d));
+        // and the transposed of these where the operand is transposed, so that its base gets its own order
+        const Tensor a = value(x[0]), b = value(x[1]);
+        if (needs(x[0])) add(x[0], is_transposed(a) ? matmul(b, d.t()).t() : matmul(d, b.t()));
+        if (needs(x[1])) add(x[1], is_transposed(b) ? matmul(d.t(), a).t() : matmul(a.t(), d));
         return;
       }
       case Kind::view: return through_view(node, d);
@@ -261,12 +269,19 @@ class Sweep {
     const Var y = transcribe(*map.formula, columns, recorded.tape, x);
     recorded.output = recorded.tape.gradient(y * dy, std::span(&x[k], 1))[0];
 
-    auto formula = std::make_shared<Formula>();
-    std::vector<Var> inputs;
-    for (size_t i = 0; i < operands.size(); ++i) inputs.push_back(formula->tape.input());
+    const auto formula = std::make_shared<Formula>();
     const Shape& shape = graph_.node(node.operands[k]).shape;
     const bool one = columns > 1 && count_of(shape) == 1 && !is_per_row(shape, map.space);  // for the whole space
     if (one) recorded.output = Row{columns}.sum(recorded.output);
+    std::vector<Var> inputs(operands.size());
+    // What the derivative does not read is no operand of it; a constant has one all the same, of which nothing is read.
+    const std::vector<char> reads = inputs_read(recorded);
+    std::vector<Tensor> read;
+    for (size_t i = 0; i < operands.size(); ++i) {
+      if (!reads[i] && !(read.empty() && i + 1 == operands.size())) continue;
+      inputs[i] = formula->tape.input();
+      read.push_back(operands[i]);
+    }
     formula->output = transcribe(recorded, columns, formula->tape, inputs);
     if (one && formula->output.tape()) {
       const Node& last = formula->tape.nodes()[size_t(formula->output.id())];
@@ -279,8 +294,11 @@ class Sweep {
     for (size_t i = 0; i + 1 < shape.size(); ++i) column = column && shape[i] == 1;
     const Keep keep = row ? Keep::rows : column ? Keep::columns : Keep::all;
     const Dtype type = at(node.operands[k]).dtype() == Dtype::f64 || d.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-    const Tensor dx = map_of(operands, std::move(formula), map.space, keep, type);
-    return sum_to(dx, shape);
+    // dy itself, where the derivative is 1
+    if (keep == Keep::all && read.size() == 1 && reads.back() && d.shape() == map.space && d.dtype() == type &&
+        formula->output.tape() && formula->output.id() == inputs.back().id())
+      return sum_to(d, shape);
+    return sum_to(map_of(read, formula, map.space, keep, type), shape);
   }
 
   void through_view(const TensorNode& node, Tensor d) {

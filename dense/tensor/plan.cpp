@@ -39,7 +39,7 @@ struct Buffer {
 using Run = std::function<void(std::byte* scratch, Threads& threads)>;
 
 struct Step {
-  int32_t position = 0;  // the node at whose place in the graph it runs
+  int32_t position = 0;  // when it runs
   const char* kind = "";
   std::string what;
   std::vector<int32_t> reads, writes;  // buffers
@@ -76,6 +76,8 @@ struct Plan::Parts {
   size_t arena_bytes = 0, scratch_bytes = 0;
   std::byte* scratch = nullptr;
   bool profiling = false;
+  std::vector<char> adds_bias;     // such a map
+  std::vector<int32_t> position;  // when a node runs
   std::vector<int32_t> bias_of;  // of a matmul: the map that adds a bias to it and becomes part of it
 
   explicit Parts(Graph& g) : graph(g) {}
@@ -85,13 +87,16 @@ struct Plan::Parts {
   void find_live();
   void choose_roots();
   std::vector<Group> group_maps();
-  bool runs_after(int32_t id, int32_t position) const;
+  std::vector<int32_t> sources_of(int32_t id) const;
+  bool waits_for(int32_t id, int32_t g, const std::vector<Group>& groups, const std::vector<int32_t>& group_of) const;
+  void order(const std::vector<Group>& groups);
+  bool is_bias_sum(int32_t id) const { return adds_bias[size_t(id)]; }
   bool inlined_into(int32_t id, const Map& map) const;
   void reads_of(int32_t id, std::set<int32_t>& found) const;
   std::set<int32_t> leaves_of(int32_t id) const;
   void find_biases();
 
-  void lay_out(const std::vector<Group>& groups);
+  void lay_out();
   Layout layout_of(int32_t id) const;
   int32_t new_buffer(int32_t id);
 
@@ -103,7 +108,7 @@ struct Plan::Parts {
   void plan_scatter(int32_t id);
   void plan_place(int32_t id);
   void plan_assign(int32_t id);
-  void plan_copy(int32_t position, const Layout& from, const Layout& to, const Shape& shape, Dtype from_type, Dtype to_type,
+  void plan_copy(int32_t when, const Layout& from, const Layout& to, const Shape& shape, Dtype from_type, Dtype to_type,
                  const char* kind);
   void plan_memory();
   std::byte* at(const Layout& x, Dtype type) const { return buffers[size_t(x.buffer)].data + x.view.offset * int64_t(size_of(type)); }
@@ -180,77 +185,138 @@ void Plan::Parts::choose_roots() {
   }
 }
 
-// Whether everything that reads a node runs after `position`.
-bool Plan::Parts::runs_after(int32_t id, int32_t position) const {
-  for (int32_t reader : readers[size_t(id)]) {
-    const bool passive = node(reader).kind == Kind::view || (node(reader).kind == Kind::map && !root[size_t(reader)]);
-    if (passive ? !runs_after(reader, position) : reader <= position) return false;
+// What must have run before a node that leaves something in memory: nodes that do so themselves.
+std::vector<int32_t> Plan::Parts::sources_of(int32_t id) const {
+  std::set<int32_t> reads;
+  if (node(id).kind == Kind::map && !is_bias_sum(id)) {
+    reads_of(id, reads);
+  } else {
+    for (int32_t x : node(id).operands) {
+      const int32_t from = base(x);
+      if (node(from).kind == Kind::matmul && bias_of[size_t(from)] == id) {
+        for (int32_t y : node(from).operands) reads.insert(y);
+      } else if (node(x).kind == Kind::random || node(x).kind == Kind::counter) {
+        continue;
+      } else {
+        reads.insert(x);
+      }
+    }
   }
-  return true;
+  std::vector<int32_t> sources;
+  for (int32_t x : reads) {
+    int32_t from = base(x);
+    if (node(from).kind == Kind::part) from = node(from).operands[0];
+    if (node(from).kind != Kind::input) sources.push_back(from);
+  }
+  return sources;
+}
+
+// Whether a map would have to wait for a group that it is to run in: whether it reads, by way of others, what the group
+// leaves in memory.
+bool Plan::Parts::waits_for(int32_t id, int32_t g, const std::vector<Group>& groups, const std::vector<int32_t>& group_of) const {
+  const int32_t first = groups[size_t(g)].roots[0];
+  std::set<int32_t> seen;  // nodes, and groups as ~group
+  std::vector<int32_t> open{id};
+  while (!open.empty()) {
+    const int32_t x = open.back();
+    open.pop_back();
+    for (int32_t from : sources_of(x)) {
+      const int32_t h = group_of[size_t(from)];
+      if (h == g) {
+        if (x != id) return true;
+        continue;
+      }
+      if (h == none ? from < first : groups[size_t(h)].roots.back() < first) continue;
+      if (!seen.insert(h == none ? from : ~h).second) continue;
+      if (h == none) open.push_back(from);
+      else open.insert(open.end(), groups[size_t(h)].roots.begin(), groups[size_t(h)].roots.end());
+    }
+  }
+  return false;
 }
 
 std::vector<Group> Plan::Parts::group_maps() {
   std::vector<Group> groups;
   std::vector<int32_t> group_of(size_t(graph.nodes()), none);
   for (int32_t id = 0; id < graph.nodes(); ++id) {
-    if (!live[size_t(id)] || node(id).kind != Kind::map || !root[size_t(id)]) continue;
-    if (std::ranges::find(bias_of, id) != bias_of.end()) continue;
+    if (!live[size_t(id)] || node(id).kind != Kind::map || !root[size_t(id)] || is_bias_sum(id)) continue;
     const Map& map = std::get<Map>(node(id).detail);
     const std::set<int32_t> leaves = leaves_of(id);
     std::set<int32_t> reads;
     reads_of(id, reads);
     const bool wide = node(id).dtype == Dtype::f64;
-    Group* best = nullptr;
-    size_t tried = 0;
-    for (size_t g = groups.size(); g-- > 0 && !best && tried < 8; ++tried) {
-      Group& group = groups[g];
+    int32_t best = none;
+    // Single numbers stay alone: together they would make what needs one of them wait for all.
+    const bool small = count_of(map.space) < 64;
+    for (size_t g = groups.size(), tried = 0; g-- > 0 && best == none && tried < 64 && !small; ++tried) {
+      const Group& group = groups[g];
       if (group.space != map.space || group.wide != wide || group.roots.size() >= 12) continue;
-      bool related = false, open = true;
-      for (int32_t leaf : leaves)
-        related = related || group.leaves.contains(leaf) || std::ranges::find(group.roots, leaf) != group.roots.end();
-      for (int32_t other : group.roots) {
-        // others may not wait for what this group leaves, unless they run after it even so
-        for (int32_t reader : readers[size_t(other)]) {
-          const bool passive = node(reader).kind == Kind::view || (node(reader).kind == Kind::map && !root[size_t(reader)]);
-          if (reader == id || (group_of[size_t(reader)] == int32_t(g) && root[size_t(reader)])) continue;
-          if (passive) {
-            // an inlined reader is fine when all that it is inlined into is this group or later
-            const std::function<bool(int32_t)> later = [&](int32_t r) {
-              return std::ranges::all_of(readers[size_t(r)], [&](int32_t next) {
-                if (next == id || (root[size_t(next)] && group_of[size_t(next)] == int32_t(g))) return true;
-                const bool through = node(next).kind == Kind::view || (node(next).kind == Kind::map && !root[size_t(next)]);
-                return through ? later(next) : next > id;
-              });
-            };
-            open = open && (node(reader).kind == Kind::view ? runs_after(reader, id) : later(reader));
-          } else {
-            open = open && reader > id;
-          }
-        }
-        // what is summed over rows is there at the end only, what is rounded in memory only
-        const bool here = std::get<Map>(node(other).detail).keep != Keep::columns &&
-                          (node(other).dtype == Dtype::f32 || node(other).dtype == Dtype::f64);
-        if (reads.contains(other) && !here) open = false;
+      bool related = false, here = true;
+      for (int32_t leaf : leaves) related = related || group.leaves.contains(leaf) || std::ranges::find(group.roots, leaf) != group.roots.end();
+      for (int32_t x : reads) {
+        if (group_of[size_t(base(x))] != int32_t(g)) continue;
+        // what is summed over rows is there at the end only, what is rounded or seen in another shape in memory only
+        here = here && x == base(x) && std::get<Map>(node(x).detail).keep != Keep::columns &&
+               (node(x).dtype == Dtype::f32 || node(x).dtype == Dtype::f64);
       }
-      // and so is what is seen in another shape
-      for (int32_t x : reads)
-        if (node(x).kind == Kind::view && group_of[size_t(base(x))] == int32_t(g)) open = false;
-      if (related && open) best = &group, group_of[size_t(id)] = int32_t(g);
+      if (related && here && !waits_for(id, int32_t(g), groups, group_of)) best = int32_t(g);
     }
-    if (!best) {
-      group_of[size_t(id)] = int32_t(groups.size());
-      best = &groups.emplace_back(Group{{}, map.space, wide, {}});
+    if (best == none) {
+      best = int32_t(groups.size());
+      groups.push_back({{}, map.space, wide, {}});
     }
-    best->roots.push_back(id);
-    for (int32_t leaf : leaves)
-      if (std::ranges::find(best->roots, leaf) == best->roots.end()) best->leaves.insert(leaf);
+    group_of[size_t(id)] = best;
+    groups[size_t(best)].roots.push_back(id);
+    groups[size_t(best)].leaves.insert(leaves.begin(), leaves.end());
   }
   return groups;
+}
+
+// When each node runs: after its sources, of those that could the one recorded first.
+void Plan::Parts::order(const std::vector<Group>& groups) {
+  const auto n = graph.nodes();
+  std::vector<int32_t> leader(size_t(n), none);  // of those that run together the first
+  for (int32_t id = 0; id < n; ++id) {
+    const Kind kind = node(id).kind;
+    const bool runs = live[size_t(id)] && kind != Kind::view && kind != Kind::input && kind != Kind::counter && kind != Kind::random &&
+                      kind != Kind::part && !(kind == Kind::map && !root[size_t(id)]) &&
+                      !(kind == Kind::matmul && bias_of[size_t(id)] != none);
+    if (runs) leader[size_t(id)] = id;
+  }
+  for (const Group& group : groups)
+    for (int32_t id : group.roots) leader[size_t(id)] = group.roots[0];
+  std::vector<std::vector<int32_t>> next(static_cast<size_t>(n));
+  std::vector<int32_t> waiting(size_t(n), 0);
+  for (int32_t id = 0; id < n; ++id) {
+    if (leader[size_t(id)] == none) continue;
+    for (int32_t from : sources_of(id)) {
+      if (leader[size_t(from)] == leader[size_t(id)]) continue;
+      next[size_t(leader[size_t(from)])].push_back(leader[size_t(id)]);
+      ++waiting[size_t(leader[size_t(id)])];
+    }
+  }
+  std::set<int32_t> ready;
+  for (int32_t id = 0; id < n; ++id)
+    if (leader[size_t(id)] == id && waiting[size_t(id)] == 0) ready.insert(id);
+  position.assign(size_t(n), none);
+  for (int32_t time = 0; !ready.empty(); ++time) {
+    const int32_t id = *ready.begin();
+    ready.erase(ready.begin());
+    position[size_t(id)] = time;
+    for (int32_t after : next[size_t(id)])
+      if (--waiting[size_t(after)] == 0) ready.insert(after);
+  }
+  for (int32_t id = 0; id < n; ++id) {
+    if (leader[size_t(id)] == none) continue;
+    position[size_t(id)] = position[size_t(leader[size_t(id)])];
+    if (position[size_t(id)] == none) fail("plan: expected kernels that do not wait for each other");
+  }
 }
 
 // y = matmul(a, b) + bias, where nobody else reads the product: the product starts from the bias.
 void Plan::Parts::find_biases() {
   bias_of.assign(size_t(graph.nodes()), none);
+  adds_bias.assign(size_t(graph.nodes()), 0);
   for (int32_t id = 0; id < graph.nodes(); ++id) {
     if (!live[size_t(id)] || node(id).kind != Kind::map || !root[size_t(id)] || node(id).operands.size() != 2) continue;
     const Map& map = std::get<Map>(node(id).detail);
@@ -262,12 +328,13 @@ void Plan::Parts::find_biases() {
       continue;
     for (size_t k = 0; k < 2; ++k) {
       const int32_t product = node(id).operands[k], bias = node(id).operands[1 - k], from = base(product);
-      const bool plain = product == from || std::get<View>(node(product).detail) == View{0, row_major(node(product).shape)};
+      const bool plain = product == from || is_row_major(node(product).shape, std::get<View>(node(product).detail).strides);
       const auto only = [&](int32_t x, int32_t reader) { return readers[size_t(x)] == std::vector{reader} && !is_output[size_t(x)]; };
       if (node(from).kind != Kind::matmul || !plain || node(from).shape.size() != 2 || node(product).shape != map.space) continue;
       if (!only(from, product == from ? id : product) || (product != from && !only(product, id))) continue;
       if (node(bias).kind != Kind::input || node(bias).dtype != Dtype::f32 || node(bias).shape != Shape{map.space.back()}) continue;
       bias_of[size_t(from)] = id;
+      adds_bias[size_t(id)] = 1;
       break;
     }
   }
@@ -287,7 +354,7 @@ Layout Plan::Parts::layout_of(int32_t id) const {
   return {result.buffer, {result.view.offset + view.offset, view.strides}};
 }
 
-void Plan::Parts::lay_out(const std::vector<Group>& groups) {
+void Plan::Parts::lay_out() {
   const auto n = graph.nodes();
   layout.assign(size_t(n), {});
   for (int32_t id = 0; id < n; ++id) {
@@ -315,7 +382,7 @@ void Plan::Parts::lay_out(const std::vector<Group>& groups) {
       const int32_t x = node(id).operands[k];
       const Kind kind = node(x).kind;
       const bool writes_anywhere = (kind == Kind::map && root[size_t(x)] && std::get<Map>(node(x).detail).keep == Keep::all &&
-                                    std::ranges::find(bias_of, x) == bias_of.end()) ||
+                                    !is_bias_sum(x)) ||
                                    kind == Kind::attention_grad || (kind == Kind::part && node(node(x).operands[0]).kind == Kind::attention_grad);
       const bool heads = kind == Kind::map || place.views[k].strides.back() == 1 || node(x).shape.back() == 1;
       const bool once = std::ranges::count(node(id).operands, x) == 1;
@@ -323,45 +390,35 @@ void Plan::Parts::lay_out(const std::vector<Group>& groups) {
       if (kind == Kind::attention_grad)  // its parts read it in name only
         alone = std::ranges::all_of(readers[size_t(x)], [&](int32_t r) { return r == id || node(r).kind == Kind::part; });
       if (writes_anywhere && heads && alone && once && !is_output[size_t(x)] && node(x).dtype == node(id).dtype &&
-          layout[size_t(id)].view.strides == row_major(node(id).shape)) {
+          is_row_major(node(id).shape, layout[size_t(id)].view.strides)) {
         layout[size_t(x)] = {layout[size_t(id)].buffer,
                              {layout[size_t(id)].view.offset + place.views[k].offset, place.views[k].strides}};
       }
     }
   }
   // A new value of an input is written in its place where nobody reads the old one later; rows are added in place.
-  std::vector<int32_t> last_reader(buffers.size(), none), group_position(size_t(n), none);
-  for (const Group& group : groups)
-    for (int32_t id : group.roots) group_position[size_t(id)] = group.roots.back();
+  std::vector<int32_t> last_reader(buffers.size(), none);
   for (int32_t id = 0; id < n; ++id) {
-    if (!live[size_t(id)]) continue;
-    for (int32_t x : node(id).operands) {
-      const int32_t buffer = node(base(x)).kind == Kind::input ? layout[size_t(base(x))].buffer : none;
-      if (buffer == none || node(id).kind == Kind::assign) continue;
-      // where what reads it runs; an inlined map runs with others
-      int32_t position = group_position[size_t(id)] != none ? group_position[size_t(id)] : id;
-      std::vector<int32_t> open{id};
-      while (!open.empty()) {
-        const int32_t y = open.back();
-        open.pop_back();
-        if (node(y).kind != Kind::view && !(node(y).kind == Kind::map && !root[size_t(y)]) &&
-            !(node(y).kind == Kind::matmul && bias_of[size_t(y)] != none)) {
-          position = std::max(position, group_position[size_t(y)] != none ? group_position[size_t(y)] : y);
-          continue;
-        }
-        open.insert(open.end(), readers[size_t(y)].begin(), readers[size_t(y)].end());
-      }
-      last_reader[size_t(buffer)] = std::max(last_reader[size_t(buffer)], position);
+    if (position[size_t(id)] == none || node(id).kind == Kind::assign) continue;
+    std::set<int32_t> reads;
+    if (node(id).kind == Kind::map && !is_bias_sum(id)) reads_of(id, reads);
+    else reads.insert(node(id).operands.begin(), node(id).operands.end());
+    for (int32_t product : std::vector(reads.begin(), reads.end()))
+      if (node(base(product)).kind == Kind::matmul && bias_of[size_t(base(product))] == id)
+        reads.insert(node(base(product)).operands.begin(), node(base(product)).operands.end());
+    for (int32_t x : reads) {
+      if (node(base(x)).kind != Kind::input) continue;
+      int32_t& last = last_reader[size_t(layout[size_t(base(x))].buffer)];
+      last = std::max(last, position[size_t(id)]);
     }
   }
   for (int32_t id = 0; id < n; ++id) {
     if (!live[size_t(id)] || node(id).kind != Kind::assign) continue;
     const int32_t to = node(id).operands[0], from = node(id).operands[1];
-    const bool plain = node(from).kind == Kind::map && root[size_t(from)] && group_position[size_t(from)] != none &&
-                       std::get<Map>(node(from).detail).keep == Keep::all && !is_output[size_t(from)];
+    const bool plain = node(from).kind == Kind::map && !is_bias_sum(from) && std::get<Map>(node(from).detail).keep == Keep::all && !is_output[size_t(from)];
     const int32_t buffer = layout[size_t(to)].buffer;
     const bool free = layout[size_t(from)].buffer != none && !buffers[size_t(layout[size_t(from)].buffer)].outside;
-    if (plain && free && last_reader[size_t(buffer)] <= group_position[size_t(from)])
+    if (plain && free && last_reader[size_t(buffer)] <= position[size_t(from)])
       layout[size_t(from)] = layout[size_t(to)];
   }
 }
@@ -378,7 +435,7 @@ void Plan::Parts::plan_group(const Group& group) {
   std::vector<Layout> from, to;
   std::vector<Dtype> from_type, to_type;
   Step step;
-  step.position = group.roots.back();
+  step.position = position[size_t(group.roots[0])];
 
   const auto read = [&](int32_t id) {
     const auto known = inputs.find(id);
@@ -457,7 +514,7 @@ void Plan::Parts::plan_group(const Group& group) {
 }
 
 // Copies elements, of different layouts or types.
-void Plan::Parts::plan_copy(int32_t position, const Layout& from, const Layout& to, const Shape& shape, Dtype from_type,
+void Plan::Parts::plan_copy(int32_t when, const Layout& from, const Layout& to, const Shape& shape, Dtype from_type,
                             Dtype to_type, const char* kind) {
   Tape tape;
   FusedSpec spec;
@@ -468,7 +525,7 @@ void Plan::Parts::plan_copy(int32_t position, const Layout& from, const Layout& 
   spec.outputs.push_back({x, Keep::all, to_type, {0, to.view.strides}});
   const auto kernel = std::make_shared<Fused>(tape, std::move(spec), isa, graph.threads().count());
   Step step;
-  step.position = position;
+  step.position = when;
   step.kind = kind;
   step.what = text(kind, " ", to_string(shape));
   step.reads = {from.buffer};
@@ -517,7 +574,7 @@ void Plan::Parts::plan_matmul(int32_t id) {
   }
   const auto kernel = std::make_shared<Matmul>(spec, isa, graph.threads().count());
   Step step;
-  step.position = result;
+  step.position = position[size_t(result)];
   step.kind = "matmul";
   step.what = text("matmul ", to_string(shape_a), " ", to_string(node(x.operands[1]).shape), with_bias == none ? "" : " + bias", ", ", kernel->path());
   step.reads = {a.buffer, b.buffer};
@@ -570,7 +627,7 @@ void Plan::Parts::plan_attention(int32_t id) {
   const Layout starts = options.has_starts ? layout_of(x.operands[options.has_lengths ? 4 : 3]) : Layout();
   const auto kernel = std::make_shared<Attention>(spec, isa, graph.threads().count());
   Step step;
-  step.position = id;
+  step.position = position[size_t(id)];
   step.kind = "attention";
   step.what = text("attention ", to_string(x.shape), " ", to_string(node(x.operands[1]).shape));
   step.reads = {q.buffer, k.buffer, v.buffer};
@@ -604,7 +661,7 @@ void Plan::Parts::plan_attention_grad(int32_t id) {
   const Layout starts = options.has_starts ? in[options.has_lengths ? 7 : 6] : Layout();
   const auto kernel = std::make_shared<Attention>(spec, isa, graph.threads().count());
   Step step;
-  step.position = id;
+  step.position = position[size_t(id)];
   step.kind = "attention grad";
   step.what = text("attention grad ", to_string(x.shape), " ", to_string(node(x.operands[1]).shape));
   for (const Layout& l : in) step.reads.push_back(l.buffer);
@@ -632,7 +689,7 @@ void Plan::Parts::plan_gather(int32_t id) {
   const Dtype from = t.dtype, to = x.dtype;
   const auto f32 = elements_f32(isa);
   Step step;
-  step.position = id;
+  step.position = position[size_t(id)];
   step.kind = "gather";
   step.what = text("gather ", to_string(x.shape), " of ", to_string(t.shape));
   step.reads = {table.buffer, ids.buffer};
@@ -669,7 +726,7 @@ void Plan::Parts::plan_scatter(int32_t id) {
   const auto f32 = elements_f32(isa);
   const auto f64 = elements_f64(isa);
   Step step;
-  step.position = id;
+  step.position = position[size_t(id)];
   step.kind = "scatter";
   step.what = text("scatter ", to_string(node(x.operands[1]).shape), " to ", to_string(x.shape));
   step.reads = {ids.buffer, rows.buffer};
@@ -705,7 +762,7 @@ void Plan::Parts::plan_place(int32_t id) {
   const Layout to = layout[size_t(id)];
   if (!place.covers) {
     Step step;
-    step.position = id;
+    step.position = position[size_t(id)];
     step.kind = "zero";
     step.what = text("zero ", to_string(x.shape));
     step.writes = {to.buffer};
@@ -720,7 +777,7 @@ void Plan::Parts::plan_place(int32_t id) {
   for (size_t k = 0; k < x.operands.size(); ++k) {
     const Layout from = layout_of(x.operands[k]);
     if (from.buffer == to.buffer) continue;  // already there
-    plan_copy(id, from, {to.buffer, {to.view.offset + place.views[k].offset, place.views[k].strides}},
+    plan_copy(position[size_t(id)], from, {to.buffer, {to.view.offset + place.views[k].offset, place.views[k].strides}},
               node(x.operands[k]).shape, node(x.operands[k]).dtype, x.dtype, "copy");
   }
 }
@@ -817,7 +874,8 @@ Plan::Plan(std::span<const Tensor> outputs) {
   p.choose_roots();
   p.find_biases();
   const std::vector<Group> groups = p.group_maps();
-  p.lay_out(groups);
+  p.order(groups);
+  p.lay_out();
   for (const Group& group : groups) p.plan_group(group);
   for (int32_t id = 0; id < p.graph.nodes(); ++id) {
     if (!p.live[size_t(id)]) continue;

@@ -357,10 +357,14 @@ Tensor reduce(Tensor x, Reduction reduction, std::vector<int> axes) {
 
 // ---- views
 
-Tensor contiguous(Tensor x) {
-  const auto [base, current] = base_view(x);
-  return x.node().kind == Kind::view && !(current.strides == row_major(x.shape())) ? cast(x, x.dtype()) : x;
+bool is_row_major(const Shape& shape, const Shape& strides) {
+  int64_t step = 1;
+  for (size_t i = shape.size(); i-- > 0; step *= shape[i])
+    if (shape[i] != 1 && strides[i] != step) return false;
+  return true;
 }
+
+Tensor contiguous(Tensor x) { return is_row_major(x.shape(), base_view(x).second.strides) ? x : cast(x, x.dtype()); }
 
 Tensor reshape(Tensor x, Shape shape) {
   const Shape asked = shape;
