@@ -3,7 +3,7 @@
 
 namespace dense::cli {
 
-// The best rate that oneDNN shows for a product of GPT-2's size, each thread on one of its own, in FLOP/s.
+// The best rate that oneDNN shows for products of GPT-2's sizes, each thread on one of its own, in FLOP/s.
 double matmul_rate(bool bf16, int threads);
 
 }  // namespace dense::cli

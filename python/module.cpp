@@ -1,4 +1,4 @@
-// The Python module dense: record on a Tape, compile, run on NumPy arrays. Vars are in var.h.
+// The Python module dense: record on a Tape, compile, run on NumPy arrays. Vars are in var.h, models in model.h.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -13,6 +13,7 @@
 #include "dense/scalar/error.h"
 #include "dense/scalar/program.h"
 #include "dense/scalar/rules.h"
+#include "python/model.h"
 #include "python/var.h"
 
 namespace dense::python {
@@ -325,7 +326,13 @@ constexpr char module_doc[] = R"(Scalar arithmetic recorded once, differentiated
     r = p.run([[-1], [0], [2]])                # three lanes
     r.values, r.grads, r.shared_grads          # (3, 1), (3, 1), (1,)
 
-Functions of numbers alone return floats.)";
+Functions of numbers alone return floats.
+
+Language models, on arrays of tokens: see Model.
+
+    m = dense.load("gpt2/")                    # a folder as Hugging Face has it; or dense.init("gpt2", n_layer=2)
+    m.logits(ids), m.loss(ids, labels=ids)     # ids (B, T)
+    m.step(ids, labels=ids, lr=1e-4))";
 
 }  // namespace
 
@@ -340,4 +347,5 @@ PYBIND11_MODULE(dense, m) {
   add_functions(m);
   add_tape(m);
   add_program(m);
+  add_model(m);
 }

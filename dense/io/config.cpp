@@ -142,13 +142,17 @@ void find_unknown(const Json& object, const std::string& prefix, const std::vect
 
 void set_fields(const fs::path& config_json, const std::vector<ConfigField>& fields,
                 const std::vector<std::string>& inert, const Warn& warn) {
-  Json root = read_object(config_json);
+  set_fields(read_object(config_json), config_json.string(), fields, inert, warn);
+}
+
+void set_fields(Json object, const std::string& file, const std::vector<ConfigField>& fields,
+                const std::vector<std::string>& inert, const Warn& warn) {
   std::vector<std::string> unknown;
-  find_unknown(root, "", fields, inert, config_json.string(), unknown);
+  find_unknown(object, "", fields, inert, file, unknown);
   for (const ConfigField& field : fields) {
-    const Json* json = reach(root, field.name, false);
+    const Json* json = reach(object, field.name, false);
     if (!json) continue;
-    const std::string where = config_json.string() + ": " + field.name;
+    const std::string where = file + ": " + field.name;
     const auto set = [&]<class T>(T* value) {
       if (json->kind == Json::null && !is_optional<T>) return;
       const Expected expected = read(*json, *value);
@@ -160,7 +164,7 @@ void set_fields(const fs::path& config_json, const std::vector<ConfigField>& fie
   if (unknown.empty() || !warn) return;
   std::string names;
   for (const std::string& name : unknown) names += (names.empty() ? "" : ", ") + name;
-  warn(config_json.string() + ": ignored, being unknown here: " + names);
+  warn(file + ": ignored, being unknown here: " + names);
 }
 
 void write_fields(const fs::path& config_json, const std::vector<ConfigField>& fields, const std::string& model_type,

@@ -29,6 +29,8 @@
 
 namespace dense {
 
+struct Json;
+
 // Throws Error, starting with `where`, unless `value` is `least` or more, or for a floating-point number above it. No
 // value is right, and of a list every value must be.
 template <class T, class Least>
@@ -77,6 +79,9 @@ using Warn = std::function<void(const std::string& line)>;
 
 // config.json read, its fields set: see read_config.
 void set_fields(const std::filesystem::path& config_json, const std::vector<ConfigField>& fields,
+                const std::vector<std::string>& inert, const Warn& warn);
+// The same from an object of JSON; `where` is its name in errors.
+void set_fields(Json object, const std::string& where, const std::vector<ConfigField>& fields,
                 const std::vector<std::string>& inert, const Warn& warn);
 
 // Sets the fields that are in the file. A null leaves the default. Fields that are neither the config's nor inert, nor

@@ -1,8 +1,5 @@
 #include "dense/scalar/program.h"
 
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -18,6 +15,7 @@
 #include <thread>
 
 #include "dense/scalar/code.h"
+#include "dense/scalar/denormals.h"
 #include "dense/scalar/error.h"
 #include "dense/scalar/gradient.h"
 #include "dense/scalar/kernels.h"
@@ -62,20 +60,6 @@ void expect(const char* what, size_t got, size_t rows, size_t lanes) {
 }
 
 }  // namespace
-
-// In its scope, numbers too small to be normal count as 0. Gradients that vanish would cost hundreds of cycles each.
-class DenormalsAsZero {
-#if defined(__SSE__)
- public:
-  DenormalsAsZero() { _mm_setcsr(before_ | 0x8040); }  // both of results and of operands
-  ~DenormalsAsZero() { _mm_setcsr(before_); }
-  DenormalsAsZero(const DenormalsAsZero&) = delete;
-  DenormalsAsZero& operator=(const DenormalsAsZero&) = delete;
-
- private:
-  unsigned before_ = _mm_getcsr();
-#endif
-};
 
 // A program has one of two forms: code, which runs operations side by side, or a stream, which runs one after the other.
 struct Program::Parts {

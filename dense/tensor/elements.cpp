@@ -33,8 +33,8 @@ HWY_INLINE uint16_t narrowed(float x) {  // to bf16
 HWY_INLINE float widened_half(uint16_t f16) {
   const uint32_t sign = uint32_t(f16 & 0x8000) << 16, rest = f16 & 0x7fffu;
   if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | rest << 13);
-  const float size = std::bit_cast<float>(rest << 13) * 0x1p112f;  // moves the exponent's bias
-  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(size));
+  const uint32_t size = rest < 0x400 ? std::bit_cast<uint32_t>(float(rest) * 0x1p-24f) : (rest << 13) + (112u << 23);
+  return std::bit_cast<float>(sign | size);
 }
 HWY_INLINE uint16_t narrowed_half(float x) {
   const auto bits = std::bit_cast<uint32_t>(x);
@@ -47,6 +47,10 @@ HWY_INLINE uint16_t narrowed_half(float x) {
 
 template <class T>
 void load(const std::byte* from, Dtype type, int64_t stride, int64_t n, T* to) {
+  if (stride == 0 && n > 1) {
+    load(from, type, 1, 1, to);
+    return void(std::fill_n(to + 1, n - 1, to[0]));
+  }
   const hn::ScalableTag<float> d;
   const auto lanes = int64_t(hn::Lanes(d));
   int64_t i = 0;
@@ -131,6 +135,12 @@ void store(const T* from, int64_t n, std::byte* to, Dtype type, int64_t stride) 
   }
 }
 
+// The first elements of a vector, of which those from `count` on are `rest`. Reads a whole vector: rows lie in slots.
+template <class D>
+HWY_INLINE hn::Vec<D> first_of(D d, const hn::TFromD<D>* x, int64_t count, hn::Vec<D> rest) {
+  return hn::IfThenElse(hn::FirstN(d, size_t(count)), hn::LoadU(d, x), rest);
+}
+
 // Four sums side by side, added up at the end, whatever the length.
 template <class T>
 void row_sum(const T* x, int64_t rows, int64_t columns, T* y) {
@@ -146,9 +156,8 @@ void row_sum(const T* x, int64_t rows, int64_t columns, T* y) {
       s3 = hn::Add(s3, hn::LoadU(d, x + i + 3 * n));
     }
     for (; i + n <= columns; i += n) s0 = hn::Add(s0, hn::LoadU(d, x + i));
-    T rest = 0;
-    for (; i < columns; ++i) rest += x[i];
-    y[r] = hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)))) + rest;
+    if (i < columns) s1 = hn::Add(s1, first_of(d, x + i, columns - i, hn::Zero(d)));
+    y[r] = hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
   }
 }
 
@@ -159,38 +168,44 @@ void row_max(const T* x, int64_t rows, int64_t columns, T* y) {
   for (int64_t r = 0; r < rows; ++r, x += columns) {
     auto m = hn::Set(d, -std::numeric_limits<T>::infinity());
     auto nan = hn::Zero(d);
-    int64_t i = 0;
-    for (; i + n <= columns; i += n) {
-      const auto v = hn::LoadU(d, x + i);
+    const auto take = [&](auto v) HWY_ATTR {
       m = hn::Max(m, v);
-      nan = hn::Add(nan, hn::Sub(v, v));  // NaN once v was, or infinite
-    }
-    T most = hn::GetLane(hn::MaxOfLanes(d, m));
+      nan = hn::Add(nan, hn::Mul(v, hn::Zero(d)));  // NaN once v was, or infinite
+    };
+    int64_t i = 0;
+    for (; i + n <= columns; i += n) take(hn::LoadU(d, x + i));
+    if (i < columns) take(first_of(d, x + i, columns - i, hn::Set(d, x[0])));
     bool is_nan = false;
-    if (!hn::AllTrue(d, hn::Eq(nan, hn::Zero(d))))
-      for (int64_t k = 0; k < i; ++k) is_nan = is_nan || std::isnan(x[k]);
-    for (; i < columns; ++i) {
-      most = std::max(most, x[i]);
-      is_nan = is_nan || std::isnan(x[i]);
-    }
-    y[r] = is_nan ? std::numeric_limits<T>::quiet_NaN() : most;
+    if (HWY_UNLIKELY(!hn::AllTrue(d, hn::Eq(nan, hn::Zero(d)))))
+      for (int64_t k = 0; k < columns; ++k) is_nan = is_nan || std::isnan(x[k]);
+    y[r] = is_nan ? std::numeric_limits<T>::quiet_NaN() : hn::GetLane(hn::MaxOfLanes(d, m));
   }
 }
 
 template <class T>
 void across(const T* x, int64_t rows, int64_t columns, T* y) {
-  for (int64_t r = 0; r < rows; ++r, y += columns) std::fill_n(y, columns, x[r]);
+  const hn::ScalableTag<T> d;
+  const auto n = int64_t(hn::Lanes(d));
+  for (int64_t r = 0; r < rows; ++r, y += columns) {
+    const auto v = hn::Set(d, x[r]);
+    int64_t i = 0;
+    for (; i + n <= columns; i += n) hn::StoreU(v, d, y + i);
+    if (i < columns) hn::BlendedStore(v, hn::FirstN(d, size_t(columns - i)), d, y + i);
+  }
 }
 
 template <class T>
 void add_rows(const T* x, int64_t rows, int64_t columns, T* sum) {
   const hn::ScalableTag<T> d;
   const auto n = int64_t(hn::Lanes(d));
-  for (int64_t r = 0; r < rows; ++r, x += columns) {
-    int64_t i = 0;
-    for (; i + n <= columns; i += n) hn::StoreU(hn::Add(hn::LoadU(d, sum + i), hn::LoadU(d, x + i)), d, sum + i);
-    for (; i < columns; ++i) sum[i] += x[i];
+  int64_t i = 0;
+  for (; i + n <= columns; i += n) {
+    auto s = hn::LoadU(d, sum + i);
+    for (int64_t r = 0; r < rows; ++r) s = hn::Add(s, hn::LoadU(d, x + r * columns + i));
+    hn::StoreU(s, d, sum + i);
   }
+  for (; i < columns; ++i)
+    for (int64_t r = 0; r < rows; ++r) sum[i] += x[r * columns + i];
 }
 
 // The finaliser of splitmix64 (Steele et al. 2014), over the number and what tells this use from others.

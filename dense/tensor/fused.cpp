@@ -4,6 +4,7 @@
 #include <map>
 #include <numeric>
 
+#include "dense/scalar/denormals.h"
 #include "dense/scalar/error.h"
 #include "dense/scalar/passes.h"
 #include "dense/scalar/stream.h"
@@ -213,6 +214,17 @@ void Fused::Parts::build(const Tape& tape) {
       for (int32_t x : work.operands(y)) needed[size_t(x)] = std::max(needed[size_t(x)], stage[size_t(y)]);
   for (int32_t place : places) needed[size_t(place)] = last_stage + 1;
 
+  // A product that only a sum of the same stage reads is part of that sum: a multiplication that adds.
+  std::vector<int32_t> readers(size_t(n), 0), reader(size_t(n), none);
+  for (int32_t y = 0; y < n; ++y)
+    if (live[size_t(y)])
+      for (int32_t x : work.operands(y)) ++readers[size_t(x)], reader[size_t(x)] = y;
+  for (int32_t place : places) readers[size_t(place)] += 2;
+  const auto joins = [&](int32_t x, int s) {
+    return node_at(x).op == Op::mul && stage[size_t(x)] == s && readers[size_t(x)] == 1 &&
+           node_at(reader[size_t(x)]).op == Op::add && stage[size_t(reader[size_t(x)])] == s;
+  };
+
   Slots full, row;
   std::vector<int32_t> slot(size_t(n), none);
   std::map<double, int32_t> constant_slot[2];
@@ -270,10 +282,20 @@ void Fused::Parts::build(const Tape& tape) {
     for (int32_t y : members) {
       const Node& node = node_at(y);
       if (node.op == Op::softmax || node.op == Op::at) fail("map: expected operations on elements alone");
+      if (joins(y, s)) continue;
+      const auto terms = work.operands(node);
+      const bool products = node.op == Op::add && (joins(terms[0], s) || joins(terms[1], s));
       std::vector<int32_t> x;
-      for (int32_t operand : work.operands(node)) x.push_back(use(operand));
+      for (int32_t term : terms) {
+        if (products && joins(term, s)) {
+          for (int32_t factor : work.operands(term)) x.push_back(use(factor));
+        } else {
+          x.push_back(use(term));
+          if (products) x.push_back(sub.constant(1).id());
+        }
+      }
       for (int32_t operand : x) sub.operand(operand);
-      local[size_t(y)] = sub.record(node.op);
+      local[size_t(y)] = sub.record(products ? Op::dot : node.op);
       if (needed[size_t(y)] > s) results.push_back(y);
     }
     if (!members.empty()) {
@@ -389,6 +411,7 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
   const auto tasks = int(row_tasks * column_tasks);
 
   pool.run(tasks, [&](int task, int thread) {
+    const DenormalsAsZero scope;
     T* const memory = reinterpret_cast<T*>(scratch + size_t(thread) * thread_bytes());
     T* const row_memory = memory + slots * width;
     const int64_t row_task = task / column_tasks, column_task = task % column_tasks;
@@ -414,13 +437,21 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
         elements.load(operands[size_t(load.operand)] + at * int64_t(size_of(operand.dtype)), operand.dtype, stride, n, to);
       }
     };
-    const auto offset_of = [&](int64_t row, const Shape& strides) {
-      int64_t offset = 0;
-      for (size_t i = rows.size(); i-- > 0;) {
-        offset += row % rows[i] * strides[i];
-        row /= rows[i];
+    // f(row, number of rows, offset) for the rows of a block, those together that follow each other `step` apart.
+    const auto runs = [&](int64_t row, int64_t count, const Shape& strides, int64_t step, const auto& f) {
+      const int64_t inner = rows.empty() ? 1 : rows.back();
+      for (int64_t r = 0; r < count;) {
+        int64_t offset = 0, rest = row + r;
+        for (size_t i = rows.size(); i-- > 0;) {
+          const int64_t above = rest / rows[i];
+          offset += (rest - above * rows[i]) * strides[i];
+          rest = above;
+        }
+        const bool together = !rows.empty() && strides.back() == step;
+        const int64_t length = together ? std::min(count - r, inner - (row + r) % inner) : 1;
+        f(r, length, offset);
+        r += length;
       }
-      return offset;
     };
 
     for (int64_t column = column_begin; column < column_end; column += block_columns) {
@@ -439,13 +470,14 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
           T* const to = load.row ? row_memory + load.slot * row_width : memory + load.slot * width;
           if (load.dense) {
             fetch(load, load.offset + row * columns, 1, m * n, to);
-          } else if (load.row && rows.size() == 1) {
-            fetch(load, load.offset + row * load.strides[0], load.strides[0], m, to);
+          } else if (load.row) {
+            runs(row, m, load.strides, rows.empty() ? 0 : load.strides.back(), [&](int64_t r, int64_t length, int64_t offset) {
+              fetch(load, load.offset + offset, rows.empty() ? 0 : load.strides.back(), length, to + r);
+            });
           } else {
-            for (int64_t r = 0; r < m; ++r) {
-              const int64_t at = load.offset + offset_of(row + r, load.strides) + column * load.column_stride;
-              fetch(load, at, load.column_stride, load.row ? 1 : n, load.row ? to + r : to + r * n);
-            }
+            runs(row, m, load.strides, load.column_stride == 1 ? n : none, [&](int64_t r, int64_t length, int64_t offset) {
+              fetch(load, load.offset + offset + column * load.column_stride, load.column_stride, length * n, to + r * n);
+            });
           }
         }
         for (const Step& step : steps) {
@@ -467,16 +499,19 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
           } else if (store.dense) {
             elements.store(from, m * n, to + (store.offset + row * columns) * size, type, 1);
           } else {
-            for (int64_t r = 0; r < m; ++r) {
-              const int64_t at = store.offset + offset_of(row + r, store.strides) + column * store.column_stride;
-              if (store.keep == Keep::rows) {
-                elements.store(store.row ? from + r : from + r * n, 1, to + at * size, type, 1);
+            const bool one_a_row = store.keep == Keep::rows;
+            const int64_t step = one_a_row ? (rows.empty() ? 0 : store.strides.back()) : store.column_stride == 1 ? n : none;
+            runs(row, m, store.strides, store.row == one_a_row ? step : none, [&](int64_t r, int64_t length, int64_t offset) {
+              const int64_t at = store.offset + offset + (one_a_row ? 0 : column * store.column_stride);
+              if (one_a_row) {
+                if (store.row) elements.store(from + r, length, to + at * size, type, step);
+                else elements.store(from + r * n, 1, to + at * size, type, 1);
               } else if (store.row) {  // one value for all columns
                 for (int64_t c = 0; c < n; ++c) elements.store(from + r, 1, to + (at + c * store.column_stride) * size, type, 1);
               } else {
-                elements.store(from + r * n, n, to + at * size, type, store.column_stride);
+                elements.store(from + r * n, length * n, to + at * size, type, store.column_stride);
               }
-            }
+            });
           }
         }
       }

@@ -112,13 +112,13 @@ Tensor cross_entropy(Tensor logits, Tensor labels, int ignore) {
   return sum(loss) / sum(counts);
 }
 
-std::array<Tensor, 3> adamw(Tensor p, Tensor g, Tensor m, Tensor v, Tensor lr, Tensor correction1, Tensor correction2,
+std::array<Tensor, 3> adamw(Tensor p, Tensor g, Tensor m, Tensor v, Tensor lr, Tensor rate, Tensor scale,
                             const AdamW& o) {
   const Tensor next_m = map("adamw", {m, g}, [&](Row, X x) { return o.beta1 * x[0] + (1 - o.beta1) * x[1]; });
   const Tensor next_v = map("adamw", {v, g}, [&](Row, X x) { return o.beta2 * x[0] + (1 - o.beta2) * x[1] * x[1]; });
-  const Tensor next_p = map("adamw", {p, next_m, next_v, lr, correction1, correction2}, [&](Row, X x) {
-    const Var rate = x[3] / x[4];
-    return x[0] * (1 - x[3] * o.weight_decay) - rate * x[1] / (sqrt(x[2] * (1 / x[5])) + o.eps);
+  const Tensor kept = o.weight_decay == 0 ? p : p * (1 - lr * o.weight_decay);
+  const Tensor next_p = map("adamw", {kept, next_m, next_v, rate, scale}, [&](Row, X x) {
+    return x[0] - x[3] * x[1] / (sqrt(x[2] * x[4]) + o.eps);
   });
   return {next_p, next_m, next_v};
 }

@@ -30,12 +30,14 @@ Tensor dropout(Tensor x, double p, uint64_t seed, Tensor key);
 // Mean of -log softmax(logits)[label] over the rows whose label is not `ignore`; NaN where there is none. logits
 // (..., V), labels i32 (...).
 Tensor cross_entropy(Tensor logits, Tensor labels, int ignore = -100);
-// One step of AdamW on parameter p with gradient g and moments m and v, all of one shape. lr, correction1 and
-// correction2 = 1 - beta^t have one element. Returns new p, m, v.          Loshchilov & Hutter 2017, arXiv:1711.05101
+// One step of AdamW on parameter p with gradient g and moments m and v, all of one shape. Of one element each: the
+// learning rate lr, rate = lr / (1 - beta1^t) and scale = 1 / (1 - beta2^t). Returns new p, m, v.
+//                                                                          Loshchilov & Hutter 2017, arXiv:1711.05101
 struct AdamW {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
+  bool operator==(const AdamW&) const = default;
 };
-std::array<Tensor, 3> adamw(Tensor p, Tensor g, Tensor m, Tensor v, Tensor lr, Tensor correction1, Tensor correction2,
+std::array<Tensor, 3> adamw(Tensor p, Tensor g, Tensor m, Tensor v, Tensor lr, Tensor rate, Tensor scale,
                             const AdamW& options);
 
 }  // namespace dense

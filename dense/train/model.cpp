@@ -13,8 +13,9 @@ namespace dense {
 struct Model::Recorded {
   Graph graph;
   Tensor ids, targets, lengths, key, logits, loss;
-  Tensor lr, correction1, correction2;
+  Tensor lr, rate, scale;
   Context context;
+  Optimizer optimizer;
   std::unique_ptr<Plan> plan;
   int64_t batch = 0, time = 0;
   explicit Recorded(const std::shared_ptr<Threads>& threads) : graph(threads) {}
@@ -72,10 +73,8 @@ void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
   const auto expect = [&](const char* what, std::span<const int32_t> given, int64_t count, int32_t least, int32_t most) {
     if (given.size() != size_t(count)) fail(what, ": expected ", count, " numbers, got ", given.size());
     for (size_t i = 0; i < given.size(); ++i)
-      if (given[i] < least || given[i] > most)
-        if (given[i] != -100 || least == 0 || most != vocabulary - 1)
-          fail(what, ": expected ", std::max(least, 0), " to ", most, least < 0 ? ", or -100 to leave out" : "", ", got ",
-               given[i], " at ", i);
+      if ((given[i] < 0 || given[i] > most) && !(least < 0 && given[i] == least))
+        fail(what, ": expected 0 to ", most, least < 0 ? ", or -100 to leave out" : "", ", got ", given[i], " at ", i);
   };
   const int64_t count = inputs.batch * inputs.time;
   expect("input_ids", inputs.ids, count, 0, vocabulary - 1);
@@ -153,7 +152,8 @@ float Model::step(const Inputs& inputs, const Training& training) {
   if (!inputs.scored()) fail("step: expected labels");
   const auto same = std::ranges::find_if(trainings_, [&](const auto& t) {
     return t->batch == inputs.batch && t->time == inputs.time && bool(t->lengths) == !inputs.lengths.empty() &&
-           t->graph.matmul_type == training.matmul_type && bool(t->key) == training.dropout;
+           t->graph.matmul_type == training.matmul_type && bool(t->key) == training.dropout &&
+           t->optimizer == training.optimizer;
   });
   if (same != trainings_.end()) {
     std::rotate(trainings_.begin(), same, same + 1);
@@ -161,10 +161,11 @@ float Model::step(const Inputs& inputs, const Training& training) {
     if (trainings_.size() == most_shapes) trainings_.pop_back();
     parameters_.widen();
     auto r = record(inputs, training.matmul_type, training.dropout);
+    r->optimizer = training.optimizer;
     Graph& graph = r->graph;
     r->lr = graph.input({}, Dtype::f32, "lr");
-    r->correction1 = graph.input({}, Dtype::f32, "correction1");
-    r->correction2 = graph.input({}, Dtype::f32, "correction2");
+    r->rate = graph.input({}, Dtype::f32, "rate");
+    r->scale = graph.input({}, Dtype::f32, "scale");
     std::vector<Tensor> parameters, outputs{r->loss};
     for (const auto& [name, x] : graph.parameters()) parameters.push_back(x);
     const std::vector<Tensor> d = grad(r->loss, parameters);
@@ -176,7 +177,7 @@ float Model::step(const Inputs& inputs, const Training& training) {
       const Tensor v = graph.external(p.shape(), Dtype::f32, moments.second, p.node().name + ".v");
       AdamW options = training.optimizer.adamw;
       if (p.rank() < 2 && !training.optimizer.decay_vectors) options.weight_decay = 0;
-      const auto next = adamw(p, d[i], m, v, r->lr, r->correction1, r->correction2, options);
+      const auto next = adamw(p, d[i], m, v, r->lr, r->rate, r->scale, options);
       outputs.push_back(assign(p, next[0]));
       outputs.push_back(assign(m, next[1]));
       outputs.push_back(assign(v, next[2]));
@@ -186,11 +187,13 @@ float Model::step(const Inputs& inputs, const Training& training) {
   }
   Recorded& r = *trainings_[0];
   set_inputs(r, inputs);
+  if (std::ranges::all_of(r.targets.data<int32_t>(), [](int32_t t) { return t == -100; }))
+    fail("step: expected labels other than -100");  // the loss would be NaN, and then every weight
   ++steps_;
   if (r.key) r.key.set({int32_t(steps_), int32_t(steps_ >> 31)});
   r.lr.set({float(training.lr)});
-  r.correction1.set({float(1 - std::pow(training.optimizer.adamw.beta1, double(steps_)))});
-  r.correction2.set({float(1 - std::pow(training.optimizer.adamw.beta2, double(steps_)))});
+  r.rate.set({float(training.lr / (1 - std::pow(training.optimizer.adamw.beta1, double(steps_))))});
+  r.scale.set({float(1 / (1 - std::pow(training.optimizer.adamw.beta2, double(steps_))))});
   r.plan->run();
   return r.plan->get<float>(r.loss)[0];
 }

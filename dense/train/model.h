@@ -44,6 +44,7 @@ Page page() {
 struct Optimizer {
   AdamW adamw;
   bool decay_vectors = false;  // else only parameters of two axes and more are decayed, as in GPT-2
+  bool operator==(const Optimizer&) const = default;
 };
 
 class Model {

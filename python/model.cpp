@@ -1,0 +1,402 @@
+// See model.h. Read the class Shared first, then the methods, in the order of the list at the end.
+#include "python/model.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "cli/pages.h"
+#include "dense/io/json.h"
+#include "dense/io/safetensors.h"
+#include "dense/train/model.h"
+
+namespace dense::python {
+
+namespace {
+
+using namespace pybind11::literals;
+using Object = const py::object&;  // whatever Python gives
+
+// A model that several threads of Python may use: one after the other, each without Python's lock, so that the others
+// go on. The order of locks is always the same: nobody waits for the model's with Python's in hand.
+class Shared {
+ public:
+  template <class... Args>
+  explicit Shared(Args&&... args) : model_(std::forward<Args>(args)...) {}
+
+  // f(model), which must not touch a Python object.
+  template <class F>
+  auto use(const F& f) {
+    const py::gil_scoped_release release;
+    const std::lock_guard lock(mutex_);
+    return f(model_);
+  }
+  // What never changes.
+  const Page& page() const { return model_.page(); }
+
+ private:
+  Model model_;
+  std::mutex mutex_;
+};
+
+// ---- arrays in
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast | py::detail::npy_api::NPY_ARRAY_ALIGNED_>;
+using Ints = Array<int32_t>;
+
+Shape shape(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
+// T: the widest type of their kind.
+template <class T>
+Ints narrow(const std::string& what, const py::array& array) {
+  const Array<T> wide(array);
+  Ints result(shape(array));
+  for (py::ssize_t i = 0; i < wide.size(); ++i) {
+    if (!std::in_range<int32_t>(wide.data()[i]))
+      fail(what, ": expected integers of 32 bits, got ", wide.data()[i], " at element ", i);
+    result.mutable_data()[i] = int32_t(wide.data()[i]);
+  }
+  return result;
+}
+
+// x itself where it is an int32 array in C order, else a copy. Floats are refused even where they are whole: as tokens
+// they are a mistake.
+Ints integers(const std::string& what, Object x) {
+  const py::array array(x);
+  const char kind = array.dtype().kind();
+  if (kind != 'i' && kind != 'u')
+    throw py::type_error(what + ": expected an array of integers, got dtype " + std::string(py::str(array.dtype())));
+  if (array.itemsize() < 4 || (kind == 'i' && array.itemsize() == 4)) return Ints(array);
+  return kind == 'u' ? narrow<uint64_t>(what, array) : narrow<int64_t>(what, array);
+}
+
+// The arrays of one call, which live as long as it.
+struct Batch {
+  Ints ids, labels, lengths;
+  Model::Inputs inputs;
+
+  Batch(const std::string& who, Object x, Object y, Object n) : ids(integers(who + ": ids", x)) {
+    if (ids.ndim() != 1 && ids.ndim() != 2)
+      fail(who, ": ids: expected shape (B, T) or (T), got ", to_string(shape(ids)));
+    inputs.batch = ids.ndim() == 1 ? 1 : ids.shape(0), inputs.time = ids.shape(ids.ndim() - 1);
+    inputs.ids = {ids.data(), size_t(ids.size())};
+    if (!y.is_none()) inputs.labels = read(labels, who + ": labels", y, shape(ids));
+    if (!n.is_none()) inputs.lengths = read(lengths, who + ": lengths", n, {inputs.batch});
+  }
+
+ private:
+  static std::span<const int32_t> read(Ints& to, const std::string& what, Object x, const Shape& want) {
+    to = integers(what, x);
+    if (shape(to) != want) fail(what, ": expected shape ", to_string(want), ", got ", to_string(shape(to)));
+    return {to.data(), size_t(to.size())};
+  }
+};
+
+// ---- arrays out
+
+// An array over memory that `owner` keeps, and the array keeps `owner`.
+template <class Owner>
+py::array_t<float> array_over(const Shape& shape, const float* data, Owner owner) {
+  const py::capsule base(new Owner(std::move(owner)), [](void* p) { delete static_cast<Owner*>(p); });
+  return py::array_t<float>(shape, data, base);
+}
+
+py::array_t<float> to_numpy(const Shape& shape, std::vector<float>&& values) {
+  const float* data = values.data();  // stays where it is when the vector moves
+  return array_over(shape, data, std::move(values));
+}
+
+// ---- configs
+
+// A value from Python as config.json has it. Arrays and numbers of NumPy count as lists and numbers.
+Json to_json(const std::string& name, py::handle given) {
+  py::object x = py::reinterpret_borrow<py::object>(given);
+  if (py::hasattr(x, "tolist")) x = x.attr("tolist")();
+  if (x.is_none()) return {Json::null, name};
+  if (py::isinstance<py::bool_>(x)) return {Json::boolean, name, x.cast<bool>() ? "true" : "false"};
+  if (py::isinstance<py::int_>(x) || py::isinstance<py::float_>(x))
+    return {Json::number, name, std::string(py::str(x))};
+  if (py::isinstance<py::str>(x)) return {Json::string, name, x.cast<std::string>()};
+  if (py::isinstance<py::list>(x) || py::isinstance<py::tuple>(x)) {
+    Json list{Json::array, name};
+    for (py::handle item : x) list.items.push_back(to_json(name, item));
+    return list;
+  }
+  if (py::isinstance<py::dict>(x)) {
+    Json object{Json::object, name};
+    for (auto [key, value] : x.cast<py::dict>()) object.items.push_back(to_json(std::string(py::str(key)), value));
+    return object;
+  }
+  const std::string type = py::str(py::type::handle_of(x).attr("__name__"));
+  throw py::type_error("init: " + name + ": expected a number, a string, a list or None, got " + type);
+}
+
+// Throws Error for a name that no field has.
+void check_names(const Json& object, const std::string& prefix, const Page& page) {
+  for (const Json& item : object.items) {
+    const std::string name = prefix + item.name;
+    const auto is = [&](const ConfigField& field) { return field.name == name; };
+    const auto begins = [&](const ConfigField& field) { return field.name.starts_with(name + "."); };
+    if (std::ranges::any_of(page.fields, is)) continue;
+    if (std::ranges::any_of(page.fields, begins)) {
+      if (item.kind == Json::object) check_names(item, name + ".", page);
+      continue;  // what is no object is refused where fields are set
+    }
+    py::list names;
+    for (const ConfigField& field : page.fields) names.append(field.name);
+    const py::list near = py::module_::import("difflib").attr("get_close_matches")(name, names);
+    const std::string near_names = py::str(py::str(" or ").attr("join")(near));
+    const std::string all_names = py::str(py::str(", ").attr("join")(names));
+    if (near.empty()) fail("init: unknown field ", shown(name), "; ", page.model_type, " has ", all_names);
+    fail("init: unknown field ", shown(name), "; did you mean ", near_names, "?");
+  }
+}
+
+// As config.json has it: the field a.b is "b" in the dict "a".
+py::dict config(const Shared& self) {
+  py::dict root("model_type"_a = self.page().model_type);
+  for (const ConfigField& field : self.page().fields) {
+    const py::object value = std::visit([](const auto* v) { return py::cast(*v); }, field.value);
+    std::string_view name = field.name;
+    if (value.is_none() && name.find('.') != name.npos) continue;  // no dict is made for nothing
+    py::dict place = root;
+    for (size_t dot; (dot = name.find('.')) != name.npos; name.remove_prefix(dot + 1))
+      place = place.attr("setdefault")(name.substr(0, dot), py::dict());
+    place[py::str(name)] = value;
+  }
+  return root;
+}
+
+// ---- functions and methods
+
+void check_threads(const char* who, int threads) {
+  if (threads < 0) fail(who, ": threads: expected 0 or more, got ", threads);
+}
+
+std::unique_ptr<Shared> load(const std::filesystem::path& path, int threads) {
+  check_threads("load", threads);
+  std::vector<std::string> warnings;
+  auto model = [&] {
+    const py::gil_scoped_release release;
+    const Warn warn = [&](const std::string& line) { warnings.push_back(line); };
+    return std::make_unique<Shared>(cli::page_of(model_type(path)), path, threads, warn);
+  }();
+  for (const std::string& line : warnings)
+    if (PyErr_WarnEx(PyExc_UserWarning, line.c_str(), 1) != 0) throw py::error_already_set();  // made an error
+  return model;
+}
+
+std::unique_ptr<Shared> init(const std::string& model_type, uint64_t seed, int threads, const py::kwargs& given) {
+  check_threads("init", threads);
+  Page page = cli::page_of(model_type);
+  Json fields = to_json("", given);
+  check_names(fields, "", page);
+  set_fields(std::move(fields), "init", page.fields, {}, {});
+  const py::gil_scoped_release release;
+  return std::make_unique<Shared>(std::move(page), threads, seed);
+}
+
+py::array_t<float> logits(Shared& self, Object ids, Object lengths) {
+  const Batch batch("logits", ids, py::none(), lengths);
+  Model::Result result = self.use([&](Model& m) { return std::move(m.run(batch.inputs, false).at("logits")); });
+  return to_numpy(result.shape, std::move(result.values));
+}
+
+float loss(Shared& self, Object ids, Object labels, Object lengths) {
+  const Batch batch("loss", ids, labels, lengths);
+  if (batch.inputs.labels.empty()) fail("loss: expected labels");
+  return self.use([&](Model& m) { return m.run(batch.inputs, false).at("loss").values[0]; });
+}
+
+py::dict grads(Shared& self, Object ids, Object labels, Object lengths) {
+  const Batch batch("grads", ids, labels, lengths);
+  auto results = self.use([&](Model& m) { return m.run(batch.inputs, true); });
+  constexpr std::string_view prefix = "grad.";
+  py::dict grads;
+  for (auto& [name, result] : results)
+    if (name.starts_with(prefix))
+      grads[py::str(name.substr(prefix.size()))] = to_numpy(result.shape, std::move(result.values));
+  return grads;
+}
+
+Dtype matmul_type(Object name) {
+  for (Dtype type : {Dtype::f32, Dtype::bf16})
+    if (py::isinstance<py::str>(name) && name.equal(py::str(dtype_names[int(type)]))) return type;
+  const std::string error = "step: dtype: expected 'f32' or 'bf16', got " + std::string(py::repr(name));
+  if (!py::isinstance<py::str>(name)) throw py::type_error(error);
+  fail(error);
+}
+
+float step(Shared& self, Object ids, Object labels, double lr, double beta1, double beta2, double eps,
+           double weight_decay, Object lengths, Object dtype, bool dropout) {
+  const Batch batch("step", ids, labels, lengths);
+  const auto check = [](const char* name, double value, bool fits, const char* expected) {
+    if (!fits) fail("step: ", name, ": expected ", expected, ", got ", value);
+  };
+  check("lr", lr, std::isfinite(lr), "a finite number");
+  check("beta1", beta1, beta1 >= 0 && beta1 < 1, "0 or more, below 1");
+  check("beta2", beta2, beta2 >= 0 && beta2 < 1, "0 or more, below 1");
+  check("eps", eps, eps > 0 && std::isfinite(eps), "a number above 0");
+  check("weight_decay", weight_decay, std::isfinite(weight_decay), "a finite number");
+  Model::Training training;
+  training.lr = lr, training.optimizer.adamw = {beta1, beta2, eps, weight_decay};
+  training.matmul_type = matmul_type(dtype), training.dropout = dropout;
+  return self.use([&](Model& m) { return m.step(batch.inputs, training); });
+}
+
+// A parameter as it is now.
+struct Taken {
+  std::string name;
+  Dtype dtype;
+  Shape shape;
+  Memory memory;                 // of the model, unless
+  std::vector<float> wide = {};  // it is of 16 bits, which NumPy would have no type for: converted
+};
+
+std::vector<Taken> take(Shared& self, bool values) {
+  return self.use([&](Model& m) {
+    std::vector<Taken> all;
+    for (const Parameter* p : m.parameters().declared()) {
+      Taken& taken = all.emplace_back(Taken{p->name, p->dtype, p->shape, p->memory});
+      if (values && p->dtype != Dtype::f32)
+        taken.wide = to_f32({p->name, p->dtype == Dtype::bf16 ? "BF16" : "F16", p->shape, p->bytes(), nullptr, {}});
+    }
+    return all;
+  });
+}
+
+py::dict parameters(Shared& self) {
+  py::dict parameters;
+  for (Taken& p : take(self, true)) {
+    py::array_t<float> array;
+    if (p.dtype == Dtype::f32) {
+      array = array_over(p.shape, reinterpret_cast<const float*>(p.memory.data), p.memory.owner);
+    } else {
+      array = to_numpy(p.shape, std::move(p.wide));
+      array.attr("flags").attr("writeable") = false;  // nothing that is written there would reach the model
+    }
+    parameters[py::str(p.name)] = array;
+  }
+  return parameters;
+}
+
+int64_t num_parameters(Shared& self) {
+  return self.use([](Model& m) { return m.parameters().count(); });
+}
+
+// One line for each parameter: its name, type and shape. Then how many numbers they are.
+std::string summary(Shared& self) {
+  const std::vector<Taken> all = take(self, false);
+  size_t width = 0;
+  int64_t total = 0;
+  for (const Taken& p : all) width = std::max(width, p.name.size()), total += count_of(p.shape);
+  std::string lines;
+  for (const Taken& p : all) {
+    const std::string type = name(p.dtype);
+    lines += p.name + std::string(width - p.name.size() + 2, ' ') + type + std::string(6 - type.size(), ' ') +
+             to_string(p.shape) + "\n";
+  }
+  return lines + self.page().model_type + ": " + std::to_string(total) + " parameters";
+}
+
+std::string repr(Shared& self) {
+  return "<dense.Model: " + self.page().model_type + ", " + std::to_string(num_parameters(self)) + " parameters>";
+}
+
+void save(Shared& self, const std::filesystem::path& path) {
+  try {
+    self.use([&](Model& m) { m.save(path); });
+  } catch (const std::filesystem::filesystem_error& error) {
+    fail(path.string(), ": cannot write: ", error.code().message());
+  }
+}
+
+std::string profile(Shared& self, bool on) {
+  return self.use([&](Model& m) {
+    const std::string totals = m.training_plan().totals();
+    m.training_plan().profile(on);
+    return totals;
+  });
+}
+
+constexpr char model_doc[] = R"(
+A language model and its optimizer; dense.load and dense.init make one.
+
+    m = dense.init("gpt2", n_layer=2, n_head=2, n_embd=64, vocab_size=256, n_positions=64)
+    ids = np.frombuffer(b"to be or not to be", np.uint8)
+    for _ in range(100):
+        print(m.step(ids, labels=ids, lr=1e-3))
+
+ids      integers of any type, (B, T), or (T,) for B = 1; int32 in C order is read where it is
+labels   the same shape; -100 counts for nothing. A causal model scores logits[:, t] against labels[:, t + 1]: pass ids
+lengths  (B,): how many tokens of each row are real, from its first on; None: all of them
+
+Arrays that come back are float32. Threads may call one model: one waits for the other, and threads that do not wait run
+meanwhile. Raises Error for what does not fit, TypeError for tokens that are not integers; the model stays as it was.)";
+
+constexpr char load_doc[] = R"(
+The Model in a folder as Hugging Face has it: config.json and model.safetensors or its shards. Fields of config.json
+that are unknown here are named in a warning. threads: at most so many; 0: as many as the machine has.
+
+Raises Error for a model_type that is not supported and for weights that do not fit.)";
+
+constexpr char init_doc[] = R"(
+A Model with new weights, which depend on the seed alone. The rest are fields of its config, by their names in
+config.json: dense.init("gpt2", n_layer=2). What is not given is as in the smallest published model; `config` of the
+Model shows them all, and dense.init(**m.config) makes another one like m.
+
+Raises Error for a field that does not exist or a value that does not fit.)";
+
+constexpr char step_doc[] = R"(
+One step of AdamW on a batch; returns the loss before it. As in GPT-2, parameters with one axis are not decayed.
+
+dtype    'bf16': matrices are multiplied in bf16, with sums in float32; weights and moments are float32 either way
+dropout  whether the config's dropout is on
+
+Steps of shapes and settings (but for lr) that came before are faster than others, which are prepared first. A model of
+16-bit weights is float32 from its first step on.)";
+
+constexpr char parameters_doc[] = R"(
+A dict of the model's weights by name. Arrays are views: writing to them changes the model, and steps change them. Only
+16-bit weights, before the first step, are given as float32 copies, which are read-only.)";
+
+constexpr char profile_doc[] = R"(
+What a step of the last shape costs, a line for each kind of kernel: how many, operations, bytes; and time, of the steps
+since profile was called for the first time. on=False ends measuring. Raises Error before the first step.)";
+
+}  // namespace
+
+void add_model(py::module_& m) {
+  constexpr AdamW o;
+  py::class_<Shared>(m, "Model", py::is_final(), model_doc)
+      .def("logits", logits, "ids"_a, "lengths"_a = py::none(), "The scores of the next token: (B, T, V).")
+      .def("loss", loss, "ids"_a, "labels"_a, "lengths"_a = py::none(), "The mean loss over the labels, a float.")
+      .def("grads", grads, "ids"_a, "labels"_a, "lengths"_a = py::none(),
+           "The gradient of the loss: a dict of arrays, by the names of parameters.")
+      .def("step", step, "ids"_a, "labels"_a, "lr"_a = Model::Training().lr, "beta1"_a = o.beta1, "beta2"_a = o.beta2,
+           "eps"_a = o.eps, "weight_decay"_a = o.weight_decay, "lengths"_a = py::none(), "dtype"_a = "f32",
+           "dropout"_a = false, step_doc)
+      .def("parameters", parameters, parameters_doc)
+      .def("save", save, "path"_a, "Writes a folder as Hugging Face has it: config.json and model.safetensors.")
+      .def("summary", summary, "One line for each parameter, and how many numbers they are; print(m) shows it, too.")
+      .def("profile", profile, "on"_a = true, profile_doc)
+      .def_property_readonly("config", config, "The fields of the config, as a dict like config.json.")
+      .def_property_readonly("num_parameters", num_parameters, "how many numbers the parameters are")
+      .def("__str__", summary)
+      .def("__repr__", repr);
+  m.def("load", load, "path"_a, "threads"_a = 0, load_doc);
+  m.def("init", init, "model_type"_a, "seed"_a = 0, "threads"_a = 0, init_doc);
+}
+
+}  // namespace dense::python

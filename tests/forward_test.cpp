@@ -1,0 +1,484 @@
+// dense forward as its users meet it: Hugging Face folders with the values that Hugging Face computes for them, the same
+// folders as the Hub has them, and what does not fit.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "dense/io/safetensors.h"
+#include "tests/temporary.h"
+
+namespace {
+
+using namespace dense;
+namespace fs = std::filesystem;
+using Args = std::vector<std::string>;
+
+const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16"};
+
+std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
+
+struct Outcome {
+  int exit_code;
+  std::string out, err;
+};
+
+class Forward : public testing::Test {
+ protected:
+  const TemporaryFolder folder;
+  void SetUp() override {
+    if (!fs::exists(fixture("gpt2"))) GTEST_SKIP() << "no fixtures in " << shared_folder();
+  }
+
+  // The program in an empty folder of its own.
+  Outcome run(const Args& args) {
+    fs::create_directories(folder / "here");
+    const std::string out = folder / "stdout", err = folder / "stderr", here = folder / "here";
+    Args all{"dense", "forward"};
+    all.insert(all.end(), args.begin(), args.end());
+    std::vector<char*> argv;
+    for (std::string& arg : all) argv.push_back(arg.data());
+    argv.push_back(nullptr);
+    const pid_t pid = fork();
+    if (pid == 0) {
+      alarm(60);
+      dup2(open("/dev/null", O_RDONLY), 0);
+      dup2(open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
+      dup2(open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
+      if (chdir(here.c_str()) == 0) execv(DENSE_CLI, argv.data());
+      _exit(127);
+    }
+    int status = 0;
+    waitpid(pid, &status, 0);
+    return {WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status), contents(out), contents(err)};
+  }
+
+  // What it writes, as bytes, which it must write without a word.
+  std::string outputs(const std::string& model, const std::string& inputs, const Args& more = {"--grads"}) {
+    const std::string file = folder / "outputs.safetensors";
+    fs::remove(file);
+    Args args{model, inputs, file};
+    args.insert(args.end(), more.begin(), more.end());
+    const Outcome outcome = run(args);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    EXPECT_EQ(outcome.out + outcome.err, "");
+    return contents(file);
+  }
+
+  // Exit code 2, one line that says this, nothing written.
+  void expect_refused(const Args& args, const std::string& says) {
+    const Outcome outcome = run(args);
+    const std::string call = testing::PrintToString(args) + "\n" + outcome.err;
+    EXPECT_EQ(outcome.exit_code, 2) << call;
+    EXPECT_EQ(outcome.out, "") << call;
+    EXPECT_EQ(std::ranges::count(outcome.err, '\n'), 1) << call;
+    EXPECT_TRUE(outcome.err.starts_with("dense forward: ") && outcome.err.ends_with("\n")) << call;
+    EXPECT_NE(outcome.err.find(says), std::string::npos) << call << "does not say: " << says;
+    EXPECT_TRUE(fs::is_empty(folder / "here")) << call << "wrote a file";
+    fs::remove_all(folder / "here");
+  }
+  void expect_refused(const std::string& model, const std::string& inputs, const std::string& says) {
+    expect_refused({model, inputs, "y.safetensors", "--grads"}, says);
+  }
+};
+
+// ---- folders like a fixture, but
+
+struct Changed {
+  nlohmann::json config;
+  std::vector<StoredTensor> tensors;
+
+  explicit Changed(const std::string& name = "gpt2")
+      : config(nlohmann::json::parse(contents(fixture(name) + "/config.json"))) {
+    for (const auto& [key, tensor] : read_safetensors(fixture(name))) tensors.push_back(tensor);
+  }
+  StoredTensor& at(const std::string& name) { return *std::ranges::find(tensors, name, &StoredTensor::name); }
+  void erase(const std::string& name) {
+    std::erase_if(tensors, [&](const StoredTensor& t) { return t.name == name; });
+  }
+  std::string write(const TemporaryFolder& to, const std::string& name) const {
+    fs::create_directories(to / name);
+    to.write(name + "/config.json", config.dump(2));
+    write_safetensors(to / (name + "/model.safetensors"), tensors);
+    return to / name;
+  }
+};
+
+template <class T>
+StoredTensor tensor(const std::string& name, const std::string& dtype, const Shape& shape,
+                    const std::vector<T>& values) {
+  const auto memory = std::make_shared<std::vector<T>>(values);
+  return {name, dtype, shape, std::as_writable_bytes(std::span(*memory)), memory, {}};
+}
+
+std::string write_inputs(const TemporaryFolder& to, const std::vector<StoredTensor>& tensors) {
+  write_safetensors(to / "inputs.safetensors", tensors);
+  return to / "inputs.safetensors";
+}
+using Ids = std::vector<int64_t>;
+StoredTensor ids(const Ids& values, const Shape& shape, const char* name = "input_ids") {
+  return tensor<int64_t>(name, "I64", shape, values);
+}
+
+// ---- values
+
+double largest(const std::vector<float>& x) {
+  double most = 0;
+  for (float v : x) most = std::max(most, std::abs(double(v)));
+  return most;
+}
+double distance(const std::vector<float>& x, const std::vector<float>& y) {
+  double most = x.size() == y.size() ? 0 : std::numeric_limits<double>::infinity();
+  for (size_t i = 0; i < std::min(x.size(), y.size()); ++i) {
+    const double d = std::abs(double(x[i]) - double(y[i]));
+    most = d <= most ? most : std::isnan(d) ? std::numeric_limits<double>::infinity() : d;
+  }
+  return most;
+}
+
+TEST_F(Forward, LogitsLossAndGradientsAreThoseOfHuggingFace) {
+  for (const std::string name : cases) {
+    SCOPED_TRACE(name);
+    outputs(fixture(name), fixture(name) + "/inputs.safetensors");
+    const StoredTensors got = read_safetensors(folder / "outputs.safetensors"),
+                        want = read_safetensors(fixture(name) + "/expected.safetensors");
+    const StoredTensors inputs = read_safetensors(fixture(name) + "/inputs.safetensors");
+    std::string got_names, want_names;
+    for (const auto& [key, t] : got) got_names += key + "\n";
+    for (const auto& [key, t] : want) want_names += key + "\n";
+    EXPECT_EQ(got_names, want_names);
+    double most = 0;
+    for (const auto& [key, t] : want) {
+      ASSERT_TRUE(got.contains(key)) << key;
+      EXPECT_EQ(got.at(key).dtype, "F32") << key;
+      EXPECT_EQ(got.at(key).shape, t.shape) << key;
+      if (key.starts_with("grad.")) most = std::max(most, largest(to_f32(t)));
+    }
+    EXPECT_LE(distance(to_f32(got.at("loss")), to_f32(want.at("loss"))), 1e-5);
+    for (const auto& [key, t] : want) {
+      if (!key.starts_with("grad.")) continue;
+      const std::vector<float> expected = to_f32(t);
+      EXPECT_LE(distance(to_f32(got.at(key)), expected), 1e-4 * std::max(largest(expected), 1e-3 * most)) << key;
+    }
+    const std::vector<int32_t> mask = to_i32(inputs.at("attention_mask"));
+    for (const std::string key : {"logits", "last_hidden_state"}) {
+      const std::vector<float> x = to_f32(got.at(key)), y = to_f32(want.at(key));
+      const size_t width = x.size() / mask.size();
+      double worst = 0;
+      for (size_t i = 0; i < x.size(); ++i)
+        if (mask[i / width] && !(std::abs(x[i] - y[i]) <= worst)) worst = std::abs(x[i] - y[i]);
+      EXPECT_LE(worst, 1e-4) << key;
+    }
+  }
+}
+
+TEST_F(Forward, LabelsMasksAndGradientsAreOptional) {
+  const std::string model = fixture("gpt2"), given = model + "/inputs.safetensors";
+  const StoredTensors inputs = read_safetensors(given);
+  const std::string whole = outputs(model, given);
+  const StoredTensors all =
+      parse_safetensors(std::as_writable_bytes(std::span(const_cast<std::string&>(whole))), nullptr, "whole");
+  const auto names = [&](const std::string& bytes) {
+    std::string text;
+    const StoredTensors tensors =
+        parse_safetensors(std::as_writable_bytes(std::span(const_cast<std::string&>(bytes))), nullptr, "part");
+    for (const auto& [name, t] : tensors) {
+      text += name + " ";
+      EXPECT_TRUE(std::ranges::equal(t.bytes, all.at(name).bytes)) << name;
+    }
+    return text;
+  };
+  EXPECT_EQ(names(outputs(model, given, {})), "last_hidden_state logits loss ");
+  const std::string unlabelled = write_inputs(folder, {inputs.at("input_ids"), inputs.at("attention_mask")});
+  EXPECT_EQ(names(outputs(model, unlabelled, {})), "last_hidden_state logits ");
+  expect_refused(model, unlabelled, "labels");
+  // a mask of ones is none
+  const std::vector<int64_t> ones(48, 1);
+  const std::string masked = write_inputs(
+      folder, {inputs.at("input_ids"), tensor("attention_mask", "I64", {2, 24}, ones), inputs.at("labels")});
+  const std::string with_ones = outputs(model, masked);
+  EXPECT_EQ(outputs(model, write_inputs(folder, {inputs.at("input_ids"), inputs.at("labels")})), with_ones);
+  // other integers do as well
+  std::vector<int32_t> narrow;
+  for (int32_t id : to_i32(inputs.at("input_ids"))) narrow.push_back(id);
+  EXPECT_EQ(outputs(model, write_inputs(folder, {tensor("input_ids", "I32", {2, 24}, narrow), inputs.at("labels")})),
+            with_ones);
+}
+
+TEST_F(Forward, HubFoldersGiveTheSameBytes) {
+  for (const std::string name : cases) {
+    SCOPED_TRACE(name);
+    const std::string inputs = fixture(name) + "/inputs.safetensors", want = outputs(fixture(name), inputs);
+    Changed bare(name), old(name), buffers(name), sharded(name);
+    for (StoredTensor& t : bare.tensors) t.name = t.name.substr(std::string("transformer.").size());
+    EXPECT_TRUE(outputs(bare.write(folder, name + "-bare"), inputs) == want);
+
+    for (StoredTensor& t : old.tensors) {
+      t.name = t.name.substr(std::string("transformer.").size());
+      if (t.name.find("ln_") == std::string::npos) continue;
+      const size_t dot = t.name.rfind('.');
+      t.name = t.name.substr(0, dot) + (t.name.ends_with("weight") ? ".gamma" : ".beta");
+    }
+    EXPECT_TRUE(outputs(old.write(folder, name + "-old"), inputs) == want);
+
+    for (int layer = 0; layer < 2; ++layer) {
+      const std::string h = "transformer.h." + std::to_string(layer) + ".attn.";
+      if (layer)
+        buffers.tensors.push_back(tensor<float>(h + "bias", "F32", {1, 1, 64, 64}, std::vector<float>(64 * 64, 1)));
+      else
+        buffers.tensors.push_back(tensor<uint8_t>(h + "bias", "U8", {1, 1, 64, 64}, std::vector<uint8_t>(64 * 64, 1)));
+      if (layer) buffers.tensors.push_back(tensor<uint8_t>(h + "masked_bias", "BOOL", {}, {1}));
+      else buffers.tensors.push_back(tensor<float>(h + "masked_bias", "F32", {}, {-1e4f}));
+    }
+    EXPECT_TRUE(outputs(buffers.write(folder, name + "-buffers"), inputs) == want);
+    for (StoredTensor& t : buffers.tensors) t.name = t.name.substr(std::string("transformer.").size());
+    EXPECT_TRUE(outputs(buffers.write(folder, name + "-bare-buffers"), inputs) == want);
+
+    const std::string shards = folder / (name + "-sharded");
+    fs::create_directories(shards);
+    write_sharded(shards, sharded.tensors, 50'000);
+    fs::copy_file(fixture(name) + "/config.json", shards + "/config.json");
+    EXPECT_TRUE(outputs(shards, inputs) == want);
+  }
+}
+
+TEST_F(Forward, AnyNumberOfThreadsGivesTheSameBytes) {
+  for (const std::string name : cases) {
+    const std::string inputs = fixture(name) + "/inputs.safetensors",
+                      one = outputs(fixture(name), inputs, {"--grads", "--threads", "1"});
+    for (const char* threads : {"--threads=2", "--threads=3"})
+      EXPECT_TRUE(outputs(fixture(name), inputs, {threads, "--grads"}) == one) << name << " " << threads;
+  }
+}
+
+TEST_F(Forward, PaddingChangesNoRealPosition) {
+  const std::string model = fixture("gpt2");
+  const StoredTensors inputs = read_safetensors(model + "/inputs.safetensors");
+  const std::vector<int32_t> real = to_i32(inputs.at("input_ids"));
+  Ids all(real.begin(), real.end()), mask(48, 1);
+  std::fill(mask.begin() + 24 + 19, mask.end(), 0);
+  const auto logits = [&](const Ids& tokens) {
+    outputs(model, write_inputs(folder, {ids(tokens, {2, 24}), ids(mask, {2, 24}, "attention_mask")}), {});
+    return to_f32(read_safetensors(folder / "outputs.safetensors").at("logits"));
+  };
+  const std::vector<float> first = logits(all);
+  for (size_t i = 24 + 19; i < 48; ++i) all[i] = (all[i] + 7) % 160;
+  const std::vector<float> second = logits(all);
+  EXPECT_TRUE(std::equal(first.begin(), first.begin() + (24 + 19) * 160, second.begin()));
+}
+
+// ---- what does not fit
+
+TEST_F(Forward, WeightsThatDoNotFitAreNamedInOneLine) {
+  const std::string inputs = fixture("gpt2") + "/inputs.safetensors";
+  Changed missing, surplus, misshapen, all, type;
+  missing.erase("transformer.h.1.mlp.c_fc.bias");
+  expect_refused(missing.write(folder, "missing"), inputs,
+                 "missing: transformer.h.1.mlp.c_fc.bias: expected (256), missing");
+
+  surplus.tensors.push_back(tensor<float>("transformer.h.2.ln_1.weight", "F32", {64}, std::vector<float>(64, 1)));
+  expect_refused(surplus.write(folder, "surplus"), inputs,
+                 "surplus: transformer.h.2.ln_1.weight (64): expected no such tensor");
+  Changed both;
+  both.tensors.push_back(tensor<float>("wte.weight", "F32", {160, 64}, std::vector<float>(160 * 64, 1)));
+  expect_refused(both.write(folder, "both"), inputs, "wte.weight (160, 64): expected no such tensor");
+
+  misshapen.at("transformer.h.0.attn.c_attn.weight").shape = {192, 64};
+  expect_refused(misshapen.write(folder, "misshapen"), inputs,
+                 "misshapen: transformer.h.0.attn.c_attn.weight: expected (64, 192), got (192, 64)");
+
+  all.erase("transformer.wpe.weight");
+  all.erase("transformer.ln_f.bias");
+  all.at("transformer.h.0.ln_1.bias").shape = {8, 8};
+  all.tensors.push_back(tensor<float>("x", "F32", {1}, {1}));
+  all.write(folder, "all");
+  for (const char* says :
+       {"transformer.wpe.weight: expected (64, 64), missing", "transformer.ln_f.bias: expected (64), missing",
+        "transformer.h.0.ln_1.bias: expected (64), got (8, 8)", "x (1): expected no such tensor"})
+    expect_refused(folder / "all", inputs, says);
+
+  type.at("transformer.ln_f.bias") = tensor<int32_t>("transformer.ln_f.bias", "I32", {64}, std::vector<int32_t>(64));
+  expect_refused(type.write(folder, "type"), inputs, "transformer.ln_f.bias: expected F32, BF16 or F16, got I32");
+}
+
+TEST_F(Forward, WeightsThatAreNoNumbersAreNamed) {
+  const std::string inputs = fixture("gpt2") + "/inputs.safetensors";
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const char* name : {"transformer.h.1.mlp.c_fc.weight", "transformer.wte.weight", "transformer.ln_f.weight"}) {
+    Changed bad;
+    std::memcpy(bad.at(name).bytes.data() + 4 * 17, &nan, 4);
+    expect_refused(bad.write(folder, "nan"), inputs,
+                   std::string(name) + ": expected finite weights, got nan at element 17");
+  }
+  Changed half("gpt2_bf16_sharded");
+  const uint16_t bits = 0x7fc0;
+  std::memcpy(half.at("transformer.ln_f.bias").bytes.data() + 2 * 3, &bits, 2);
+  expect_refused(half.write(folder, "half"), inputs,
+                 "transformer.ln_f.bias: expected finite weights, got nan at element 3");
+}
+
+TEST_F(Forward, BrokenFoldersAreRefused) {
+  const std::string inputs = fixture("gpt2") + "/inputs.safetensors";
+  expect_refused(folder / "none", inputs, "none");
+  fs::create_directories(folder / "empty");
+  expect_refused(folder / "empty", inputs, "config.json: cannot open: No such file or directory");
+  folder.write("empty/config.json", contents(fixture("gpt2") + "/config.json"));
+  expect_refused(folder / "empty", inputs, "expected model.safetensors or model.safetensors.index.json, got neither");
+  folder.write("empty/pytorch_model.bin", "PK");
+  expect_refused(folder / "empty", inputs, "got only pytorch_model.bin");
+
+  const std::string cut = Changed().write(folder, "cut"), weights = contents(cut + "/model.safetensors");
+  for (size_t size : {size_t{0}, size_t{5}, size_t{100}, weights.size() / 2, weights.size() - 1}) {
+    folder.write("cut/model.safetensors", weights.substr(0, size));
+    expect_refused(cut, inputs, "cut/model.safetensors: ");
+  }
+  folder.write("cut/model.safetensors", weights + "x");
+  expect_refused(cut, inputs, "cut/model.safetensors: ");
+  fs::remove(cut + "/model.safetensors");
+  fs::copy_file(fixture("gpt2_bf16_sharded") + "/model.safetensors.index.json", cut + "/model.safetensors.index.json");
+  expect_refused(cut, inputs, "names model-0000");
+}
+
+TEST_F(Forward, ConfigsThatDoNotFitAreRefusedByFieldAndValue) {
+  const std::string inputs = fixture("gpt2") + "/inputs.safetensors";
+  const std::tuple<const char*, nlohmann::json, const char*> changes[] = {
+      {"model_type", "mamba", "mamba"},
+      {"model_type", 3, "model_type"},
+      {"model_type", nullptr, "model_type"},
+      {"n_layer", "2", "n_layer: expected a whole number, got \"2\""},
+      {"n_layer", 2.5, "n_layer: expected a whole number, got 2.5"},
+      {"n_layer", true, "n_layer: expected a whole number, got true"},
+      {"n_layer", 0, "n_layer: expected 1 or more, got 0"},
+      {"n_layer", -1, "n_layer: expected 1 or more, got -1"},
+      {"n_layer", 3, "transformer.h.2.ln_1.weight: expected (64), missing"},
+      {"n_layer", 1, "transformer.h.1.ln_1.weight (64): expected no such tensor"},
+      {"n_layer", 99999999999, "n_layer"},
+      {"n_head", 3, "n_head: expected a divisor of n_embd = 64, got 3"},
+      {"n_embd", 32, "transformer.wte.weight: expected (160, 32), got (160, 64)"},
+      {"n_inner", 100, "transformer.h.0.mlp.c_fc.weight: expected (64, 100), got (64, 256)"},
+      {"vocab_size", 161, "transformer.wte.weight: expected (161, 64), got (160, 64)"},
+      {"n_positions", 63, "transformer.wpe.weight: expected (63, 64), got (64, 64)"},
+      {"activation_function", "geglu", "activation: expected one of gelu, gelu_new"},
+      {"activation_function", 1, "activation_function: expected a string, got 1"},
+      {"layer_norm_epsilon", "small", "layer_norm_epsilon: expected a number, got \"small\""},
+      {"scale_attn_weights", 1, "scale_attn_weights: expected true or false, got 1"},
+      {"tie_word_embeddings", false, "lm_head.weight: expected (160, 64), missing"}};
+  for (const auto& [field, value, says] : changes) {
+    Changed changed;
+    changed.config[field] = value;
+    expect_refused(changed.write(folder, "changed"), inputs, says);
+  }
+  const std::string broken = Changed().write(folder, "broken");
+  for (const char* text :
+       {"", "{", "[]", "{\"model_type\":\"gpt2\",}", "{\"model_type\":\"gpt2\",\"n_layer\":2,\"n_layer\":2}"}) {
+    folder.write("broken/config.json", text);
+    expect_refused(broken, inputs, "broken/config.json: ");
+  }
+}
+
+TEST_F(Forward, AnUntiedHeadIsItsOwnTensor) {
+  const std::string inputs = fixture("gpt2") + "/inputs.safetensors";
+  Changed tied, untied;
+  const StoredTensor wte = tied.at("transformer.wte.weight");
+  std::vector<float> head = to_f32(wte), twice = head;
+  for (float& v : twice) v *= 2;
+  tied.tensors.push_back(tensor("lm_head.weight", "F32", {160, 64}, head));  // a copy, as some files have it
+  EXPECT_TRUE(outputs(tied.write(folder, "tied"), inputs) == outputs(fixture("gpt2"), inputs));
+  untied.config["tie_word_embeddings"] = false;
+  untied.tensors.push_back(tensor("lm_head.weight", "F32", {160, 64}, twice));
+  const std::vector<float> logits = [&] {
+    outputs(fixture("gpt2"), inputs);
+    return to_f32(read_safetensors(folder / "outputs.safetensors").at("logits"));
+  }();
+  outputs(untied.write(folder, "untied"), inputs);
+  const StoredTensors got = read_safetensors(folder / "outputs.safetensors");
+  EXPECT_TRUE(got.contains("grad.lm_head.weight") && got.contains("grad.transformer.wte.weight"));
+  std::vector<float> doubled = logits;
+  for (float& v : doubled) v *= 2;
+  EXPECT_EQ(to_f32(got.at("logits")), doubled);
+}
+
+TEST_F(Forward, InputsThatDoNotFitAreRefused) {
+  const std::string model = fixture("gpt2");
+  const auto refused = [&](const std::vector<StoredTensor>& tensors, const char* says) {
+    expect_refused(model, write_inputs(folder, tensors), says);
+  };
+  const StoredTensor good = ids({1, 2, 3, 4}, {2, 2}), labels = ids({1, 2, 3, 4}, {2, 2}, "labels");
+  const auto mask = [](const Ids& values) { return ids(values, {2, 2}, "attention_mask"); };
+  refused({ids({1, 160, 3, 4}, {2, 2}), labels}, "input_ids: expected 0 to 159, got 160 at 1");
+  refused({ids({1, 2, 3, -1}, {2, 2}), labels}, "got -1 at 3");
+  refused({ids({1, 2, int64_t{1} << 32, 4}, {2, 2}), labels}, "input_ids");
+  refused({good, ids({1, 160, 3, 4}, {2, 2}, "labels")},
+          "labels: expected 0 to 159, or -100 to leave out, got 160 at 1");
+  refused({good, ids({1, -1, 3, 4}, {2, 2}, "labels")}, "labels: expected 0 to 159, or -100 to leave out, got -1 at 1");
+  refused({ids(Ids(65, 1), {1, 65}), ids(Ids(65, 1), {1, 65}, "labels")},
+          "gpt2: expected at most n_positions = 64 tokens, got 65");
+  refused({good, mask({1, 0, 0, 1}), labels},
+          "attention_mask: row 1: expected ones before zeros, got a 1 at 1 after a 0");
+  refused({good, mask({1, 1, 2, 1}), labels}, "attention_mask: expected 0 and 1, got 2");
+  refused({good, ids({1, 1}, {2, 1}, "attention_mask"), labels}, "attention_mask: expected (2, 2), got (2, 1)");
+  refused({good, ids({1, 1, 1, 1}, {1, 4}, "labels")}, "labels: expected (2, 2), got (1, 4)");
+  refused({labels}, "input_ids: expected (B, T), missing");
+  refused({ids({1, 2, 3, 4}, {4}), labels}, "input_ids: expected (B, T), got (4)");
+  refused({ids({}, {0, 4}), ids({}, {0, 4}, "labels")}, "input_ids: expected (B, T), got (0, 4)");
+  refused({ids({}, {4, 0}), ids({}, {4, 0}, "labels")}, "input_ids: expected (B, T), got (4, 0)");
+  refused({tensor<float>("input_ids", "F32", {1, 2}, {1, 2}), ids({1, 2}, {1, 2}, "labels")}, "input_ids");
+  refused({good, labels, ids({0, 1, 0, 1}, {2, 2}, "position_ids")},
+          "position_ids: expected input_ids, attention_mask and labels alone");
+  folder.write("inputs.safetensors", "not one");
+  expect_refused(model, folder / "inputs.safetensors", "inputs.safetensors: expected");
+  expect_refused(model, folder / "nothing.safetensors", "nothing.safetensors: cannot open: No such file or directory");
+}
+
+TEST_F(Forward, FlagsAndPathsAreChecked) {
+  const std::string model = fixture("gpt2"), inputs = model + "/inputs.safetensors";
+  const std::pair<Args, const char*> calls[] = {
+      {{}, "expected MODEL INPUTS OUTPUTS, got 0"},
+      {{model, inputs}, "expected MODEL INPUTS OUTPUTS, got 2"},
+      {{model, inputs, "y", "z"}, "expected MODEL INPUTS OUTPUTS, got 4"},
+      {{model, inputs, "y", "--grad"}, "unknown flag --grad; did you mean --grads?"},
+      {{model, inputs, "y", "--device=gpu"}, "unknown flag --device"},
+      {{model, inputs, "y", "-t"}, "unknown flag -t"},
+      {{model, inputs, "y", "--threads", "two"}, "--threads: expected a whole number, got \"two\""},
+      {{model, inputs, "y", "--threads", "-1"}, "--threads: expected 1 or more, got -1"},
+      {{model, inputs, "y", "--threads", "0"}, "--threads: expected 1 or more, got 0"},
+      {{model, inputs, "y", "--threads"}, "--threads: expected a value, got nothing"},
+      {{model, inputs, "y", "--threads="}, "--threads: expected a value, got \"\""},
+      {{model, inputs, "none/y"}, "none/y: cannot write: No such file or directory"},
+      {{model, inputs, "/"}, "/: is a folder"}};
+  for (const auto& [args, says] : calls) expect_refused(args, says);
+  const Outcome help = run({"--help"});
+  EXPECT_EQ(help.exit_code, 0);
+  EXPECT_NE(help.out.find("dense forward MODEL INPUTS.safetensors OUTPUTS.safetensors"), std::string::npos);
+}
+
+TEST_F(Forward, AFailedRunLeavesAnOlderOutputAsItWas) {
+  const std::string old = folder.write("old.safetensors", "old");
+  const std::string bad = write_inputs(folder, {ids({160}, {1, 1})});
+  const Outcome outcome = run({fixture("gpt2"), bad, old});
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_EQ(contents(old), "old");
+}
+
+TEST_F(Forward, UnknownConfigFieldsAreNamedOnce) {
+  Changed changed;
+  changed.config["rotary"] = true;
+  changed.config["experts"] = 3;
+  const Outcome outcome =
+      run({changed.write(folder, "model"), fixture("gpt2") + "/inputs.safetensors", folder / "y.safetensors"});
+  EXPECT_EQ(outcome.exit_code, 0);
+  EXPECT_EQ(std::ranges::count(outcome.err, '\n'), 1) << outcome.err;
+  EXPECT_TRUE(outcome.err.find("rotary") != std::string::npos && outcome.err.find("experts") != std::string::npos)
+      << outcome.err;
+}
+
+}  // namespace
