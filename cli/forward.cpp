@@ -38,6 +38,13 @@ std::vector<int32_t> lengths_of(const std::vector<int32_t>& mask, int64_t time) 
   return lengths;
 }
 
+int number_of_threads(const std::string& given) {
+  if (given.empty()) fail("--threads: expected a value, got \"\"");
+  const int threads = parse_number<int>("threads", given);
+  if (threads < 1) fail("--threads: expected 1 or more, got ", threads);
+  return threads;
+}
+
 }  // namespace
 
 int forward_command(const Call& call) {
@@ -48,20 +55,21 @@ int forward_command(const Call& call) {
     const std::string& arg = call.args[i];
     if (arg == "--help" || arg == "-h") return fmt::print("{}", about), 0;
     if (arg == "--grads") gradients = true;
-    else if (arg == "--threads" && i + 1 < call.args.size()) threads = parse_number<int>("threads", call.args[++i]);
-    else if (arg.starts_with("--threads=")) threads = parse_number<int>("threads", arg.substr(10));
-    else if (arg.starts_with("--")) fail("unknown flag ", arg, did_you_mean(arg, {"--grads", "--threads", "--help"}));
+    else if (arg == "--threads" && i + 1 == call.args.size()) fail("--threads: expected a value, got nothing");
+    else if (arg == "--threads") threads = number_of_threads(call.args[++i]);
+    else if (arg.starts_with("--threads=")) threads = number_of_threads(arg.substr(10));
+    else if (arg.size() > 1 && arg.starts_with("-")) fail("unknown flag ", arg, did_you_mean(arg, {"--grads", "--threads", "--help"}));
     else paths.push_back(arg);
   }
   if (paths.size() != 3) fail("expected MODEL INPUTS OUTPUTS, got ", paths.size(), " of them (see --help)");
-  if (threads < 0) fail("--threads: expected 1 or more, got ", threads);
   check_writable(paths[2]);
 
   const StoredTensors given = read_safetensors(paths[1]);
   const auto ids_at = given.find("input_ids");
   if (ids_at == given.end()) fail(paths[1], ": input_ids: expected (B, T), missing");
   const Shape shape = ids_at->second.shape;
-  if (shape.size() != 2) fail(paths[1], ": input_ids: expected (B, T), got ", to_string(shape));
+  if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1)
+    fail(paths[1], ": input_ids: expected (B, T), got ", to_string(shape));
   const auto ints = [&](const char* name) {
     const auto found = given.find(name);
     if (found == given.end()) return std::vector<int32_t>();

@@ -241,17 +241,17 @@ TEST(NN, AdamWTakesTheStepsOfItsPaper) {
     Graph graph(1);
     const Pair p = input(graph, shape), g = input(graph, shape);
     const Tensor m = graph.input(shape), v = graph.input(shape);
-    const Tensor lr = graph.input({}), c1 = graph.input({}), c2 = graph.input({});
+    const Tensor lr = graph.input({}), rate_of_m = graph.input({}), scale_of_v = graph.input({});
     const AdamW options{0.8, 0.95, 1e-6, 0.1};
-    const auto next = adamw(p.x, g.x, m, v, lr, c1, c2, options);
+    const auto next = adamw(p.x, g.x, m, v, lr, rate_of_m, scale_of_v, options);
     Plan plan({assign(p.x, next[0]), assign(m, next[1]), assign(v, next[2])});
     Array want = p.a;
     std::vector<double> wm(want.values.size()), wv = wm;
     for (int step = 1; step <= 5; ++step) {
       const double rate = 0.01 * step;
       lr.set({float(rate)});
-      c1.set({float(1 - std::pow(0.8, step))});
-      c2.set({float(1 - std::pow(0.95, step))});
+      rate_of_m.set({float(rate / (1 - std::pow(0.8, step)))});
+      scale_of_v.set({float(1 / (1 - std::pow(0.95, step)))});
       for (size_t i = 0; i < wm.size(); ++i) {
         const double d = g.a.values[i];
         wm[i] = 0.8 * wm[i] + 0.2 * d;

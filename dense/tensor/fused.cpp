@@ -1,6 +1,7 @@
 #include "dense/tensor/fused.h"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <numeric>
 
@@ -227,13 +228,12 @@ void Fused::Parts::build(const Tape& tape) {
 
   Slots full, row;
   std::vector<int32_t> slot(size_t(n), none);
-  std::map<double, int32_t> constant_slot[2];
+  std::map<uint64_t, int32_t> constant_slot[2];  // by their bits: NaN is a number like others, and -0 is not 0
   const auto constant = [&](double value, bool of_row) {
-    const auto found = constant_slot[of_row].find(value);
-    if (found != constant_slot[of_row].end() && !std::isnan(value)) return found->second;
+    const auto [found, is_new] = constant_slot[of_row].try_emplace(std::bit_cast<uint64_t>(value), 0);
+    if (!is_new) return found->second;
     Slots& pool = of_row ? row : full;
-    const int32_t made = pool.count++;
-    constant_slot[of_row][value] = made;
+    const int32_t made = found->second = pool.count++;
     (of_row ? row_constants : constants).push_back({made, value});
     return made;
   };

@@ -200,7 +200,11 @@ class Sweep {
     return graph_.append({Kind::place, parts[0].first.dtype(), like.shape(), ids, std::move(result)});
   }
 
-  void add(int32_t operand, Tensor d) { terms_[size_t(operand)].whole.push_back(d); }
+  // A gradient is f32 but for tensors in f64.
+  void add(int32_t operand, Tensor d) {
+    const Dtype type = graph_.node(operand).dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+    terms_[size_t(operand)].whole.push_back(d.dtype() == type ? d : cast(d, type));
+  }
   bool needs(int32_t operand) const { return needs_[size_t(operand)]; }
 
   void pass(int32_t id, Tensor d) {

@@ -92,11 +92,11 @@ struct Plan::Parts {
   void order(const std::vector<Group>& groups);
   bool is_bias_sum(int32_t id) const { return adds_bias[size_t(id)]; }
   bool inlined_into(int32_t id, const Map& map) const;
-  void reads_of(int32_t id, std::set<int32_t>& found) const;
+  std::set<int32_t> reads_of(int32_t id) const;
   std::set<int32_t> leaves_of(int32_t id) const;
   void find_biases();
 
-  void lay_out();
+  void lay_out(const std::vector<Group>& groups);
   Layout layout_of(int32_t id) const;
   int32_t new_buffer(int32_t id);
 
@@ -144,18 +144,28 @@ bool Plan::Parts::inlined_into(int32_t id, const Map& map) const {
 }
 
 // The tensors in memory that a map reads when it computes all it can itself.
-void Plan::Parts::reads_of(int32_t id, std::set<int32_t>& found) const {
-  const Map& map = std::get<Map>(node(id).detail);
-  for (int32_t x : node(id).operands) {
-    if (inlined_into(x, map)) reads_of(x, found);
-    else if (node(x).kind != Kind::counter && node(x).kind != Kind::random) found.insert(x);
+std::set<int32_t> Plan::Parts::reads_of(int32_t id) const {
+  std::set<int32_t> found, inlined;
+  std::vector<int32_t> open{id};
+  while (!open.empty()) {
+    const TensorNode& y = node(open.back());
+    open.pop_back();
+    for (int32_t x : y.operands) {
+      if (!inlined_into(x, std::get<Map>(y.detail))) {
+        const TensorNode& from = node(base(x));
+        if (from.kind == Kind::random) found.insert(from.operands[0]);  // its key
+        else if (from.kind != Kind::counter) found.insert(x);
+      } else if (inlined.insert(x).second) {
+        open.push_back(x);
+      }
+    }
   }
+  return found;
 }
 
 // Of these the large ones, which it takes time and memory to have at hand.
 std::set<int32_t> Plan::Parts::leaves_of(int32_t id) const {
-  std::set<int32_t> found;
-  reads_of(id, found);
+  std::set<int32_t> found = reads_of(id);
   const int64_t space = count_of(std::get<Map>(node(id).detail).space);
   std::erase_if(found, [&](int32_t x) { return count_of(node(x).shape) * 4 <= space; });
   return found;
@@ -189,7 +199,7 @@ void Plan::Parts::choose_roots() {
 std::vector<int32_t> Plan::Parts::sources_of(int32_t id) const {
   std::set<int32_t> reads;
   if (node(id).kind == Kind::map && !is_bias_sum(id)) {
-    reads_of(id, reads);
+    reads = reads_of(id);
   } else {
     for (int32_t x : node(id).operands) {
       const int32_t from = base(x);
@@ -242,9 +252,9 @@ std::vector<Group> Plan::Parts::group_maps() {
     if (!live[size_t(id)] || node(id).kind != Kind::map || !root[size_t(id)] || is_bias_sum(id)) continue;
     const Map& map = std::get<Map>(node(id).detail);
     const std::set<int32_t> leaves = leaves_of(id);
-    std::set<int32_t> reads;
-    reads_of(id, reads);
-    const bool wide = node(id).dtype == Dtype::f64;
+    const std::set<int32_t> reads = reads_of(id);
+    const auto is_integer = [&](int32_t x) { return node(x).dtype == Dtype::i32; };  // which f32 would round
+    const bool wide = node(id).dtype == Dtype::f64 || (is_integer(id) && std::ranges::all_of(node(id).operands, is_integer));
     int32_t best = none;
     // Single numbers stay alone: together they would make what needs one of them wait for all.
     const bool small = count_of(map.space) < 64;
@@ -323,9 +333,10 @@ void Plan::Parts::find_biases() {
     const Formula& f = *map.formula;
     if (map.keep != Keep::all || !f.output.tape() || node(id).dtype != Dtype::f32) continue;
     const Node& last = f.tape.nodes()[size_t(f.output.id())];
-    if (last.op != Op::add || f.tape.nodes()[size_t(f.tape.operands(last)[0])].op != Op::input ||
-        f.tape.nodes()[size_t(f.tape.operands(last)[1])].op != Op::input)
-      continue;
+    if (last.op != Op::add) continue;
+    const auto terms = f.tape.operands(last);
+    const auto is_input = [&](int32_t x) { return f.tape.nodes()[size_t(x)].op == Op::input; };
+    if (terms[0] == terms[1] || !is_input(terms[0]) || !is_input(terms[1])) continue;
     for (size_t k = 0; k < 2; ++k) {
       const int32_t product = node(id).operands[k], bias = node(id).operands[1 - k], from = base(product);
       const bool plain = product == from || is_row_major(node(product).shape, std::get<View>(node(product).detail).strides);
@@ -354,7 +365,7 @@ Layout Plan::Parts::layout_of(int32_t id) const {
   return {result.buffer, {result.view.offset + view.offset, view.strides}};
 }
 
-void Plan::Parts::lay_out() {
+void Plan::Parts::lay_out(const std::vector<Group>& groups) {
   const auto n = graph.nodes();
   layout.assign(size_t(n), {});
   for (int32_t id = 0; id < n; ++id) {
@@ -401,7 +412,7 @@ void Plan::Parts::lay_out() {
   for (int32_t id = 0; id < n; ++id) {
     if (position[size_t(id)] == none || node(id).kind == Kind::assign) continue;
     std::set<int32_t> reads;
-    if (node(id).kind == Kind::map && !is_bias_sum(id)) reads_of(id, reads);
+    if (node(id).kind == Kind::map && !is_bias_sum(id)) reads = reads_of(id);
     else reads.insert(node(id).operands.begin(), node(id).operands.end());
     for (int32_t product : std::vector(reads.begin(), reads.end()))
       if (node(base(product)).kind == Kind::matmul && bias_of[size_t(base(product))] == id)
@@ -418,7 +429,16 @@ void Plan::Parts::lay_out() {
     const bool plain = node(from).kind == Kind::map && !is_bias_sum(from) && std::get<Map>(node(from).detail).keep == Keep::all && !is_output[size_t(from)];
     const int32_t buffer = layout[size_t(to)].buffer;
     const bool free = layout[size_t(from)].buffer != none && !buffers[size_t(layout[size_t(from)].buffer)].outside;
-    if (plain && free && last_reader[size_t(buffer)] <= position[size_t(from)])
+    // nor may its kernel read the old one in another order than it writes
+    const auto in_order = [&](int32_t x) {
+      const Layout where = layout_of(x);
+      return where.buffer != buffer || (count_of(node(x).shape) == count_of(node(to).shape) && where.view.offset == 0 &&
+                                        is_row_major(node(x).shape, where.view.strides) && node(x).dtype == node(to).dtype);
+    };
+    const auto reads_in_order = [&](int32_t r) { return std::ranges::all_of(reads_of(r), in_order); };
+    const auto group = std::ranges::find_if(groups, [&](const Group& g) { return std::ranges::find(g.roots, from) != g.roots.end(); });
+    const bool in_place = plain && std::ranges::all_of(group->roots, reads_in_order);
+    if (in_place && free && last_reader[size_t(buffer)] <= position[size_t(from)])
       layout[size_t(from)] = layout[size_t(to)];
   }
 }
@@ -493,8 +513,9 @@ void Plan::Parts::plan_group(const Group& group) {
   }
   for (size_t i = 0; i < from.size(); ++i)
     for (size_t o = 0; o < to.size(); ++o) {
-      const bool same = spec.outputs[o].keep == Keep::all && spec.operands[i].view.strides == spec.outputs[o].view.strides &&
-                        from[i].view.offset == to[o].view.offset && from_type[i] == to_type[o];
+      bool same = spec.outputs[o].keep == Keep::all && from[i].view.offset == to[o].view.offset && from_type[i] == to_type[o];
+      for (size_t axis = 0; axis < group.space.size(); ++axis)
+        same = same && (group.space[axis] == 1 || spec.operands[i].view.strides[axis] == spec.outputs[o].view.strides[axis]);
       if (same) step.in_place.push_back({from[i].buffer, to[o].buffer});
       else if (from[i].buffer == to[o].buffer && buffers[size_t(to[o].buffer)].outside)
         fail("plan: expected new values of an input to be read in its own order");
@@ -519,7 +540,7 @@ void Plan::Parts::plan_copy(int32_t when, const Layout& from, const Layout& to, 
   Tape tape;
   FusedSpec spec;
   spec.space = shape;
-  spec.wide = from_type == Dtype::f64;
+  spec.wide = from_type == Dtype::f64 || (from_type == Dtype::i32 && to_type == Dtype::i32);
   const Var x = tape.input();
   spec.operands.push_back({Kind::input, from_type, {0, from.view.strides}, false, 0});
   spec.outputs.push_back({x, Keep::all, to_type, {0, to.view.strides}});
@@ -866,16 +887,13 @@ Plan::Plan(std::span<const Tensor> outputs) {
   parts_ = std::make_unique<Parts>(outputs[0].graph());
   Parts& p = *parts_;
   p.asked.assign(outputs.begin(), outputs.end());
-  for (Tensor x : outputs) {  // in memory, side by side
-    const bool stored = x.node().kind != Kind::counter && x.node().kind != Kind::random;
-    p.outputs.push_back(stored ? contiguous(x) : cast(x, x.dtype()));
-  }
+  for (Tensor x : outputs) p.outputs.push_back(contiguous(x));  // in memory, side by side
   p.find_live();
   p.choose_roots();
   p.find_biases();
   const std::vector<Group> groups = p.group_maps();
   p.order(groups);
-  p.lay_out();
+  p.lay_out(groups);
   for (const Group& group : groups) p.plan_group(group);
   for (int32_t id = 0; id < p.graph.nodes(); ++id) {
     if (!p.live[size_t(id)]) continue;

@@ -51,8 +51,11 @@ Shape broadcast(const Shape& a, const Shape& b, const char* operation) {
 namespace {
 
 void check_shape(const char* operation, const Shape& shape) {
-  for (int64_t size : shape)
+  int64_t bytes = 8;
+  for (int64_t size : shape) {
     if (size < 1) fail(operation, ": expected sizes of 1 or more, got ", to_string(shape));
+    if (__builtin_mul_overflow(bytes, size, &bytes)) fail(operation, ": expected fewer elements, got ", to_string(shape));
+  }
 }
 
 int checked_axis(const char* operation, const Shape& shape, int axis) {
@@ -73,6 +76,13 @@ std::pair<int32_t, View> base_view(Tensor x) {
   if (x.node().kind == Kind::view) return {x.node().operands[0], std::get<View>(x.node().detail)};
   return {x.id(), {0, row_major(x.shape())}};
 }
+
+// Counters and random numbers, which only maps can read: nobody has them in memory.
+bool is_never_stored(Tensor x) {
+  const Kind kind = x.graph().node(base_view(x).first).kind;
+  return kind == Kind::counter || kind == Kind::random;
+}
+Tensor stored(Tensor x) { return is_never_stored(x) ? cast(x, x.dtype()) : x; }
 
 Tensor view(Tensor x, Shape shape, View view) {
   const auto [base, current] = base_view(x);
@@ -204,7 +214,7 @@ Tensor Graph::counter(Shape shape, Dtype dtype) {
 Tensor Graph::random(Shape shape, uint64_t seed, Tensor key) {
   check_shape("random", shape);
   if (key.dtype() != Dtype::i32 || key.shape() != Shape{2}) fail("random: expected a key of two i32");
-  return append({Kind::random, Dtype::f32, std::move(shape), {key.id()}, seed});
+  return append({Kind::random, Dtype::f32, std::move(shape), {contiguous(key).id()}, seed});
 }
 
 // ---- maps
@@ -260,19 +270,19 @@ Tensor record(Op op, std::span<const Tensor> operands) {
 }
 
 Tensor record(Op op, Operand a, Operand b) {
-  if (a.tensor && b.tensor) return record(op, std::array{a.tensor, b.tensor});
-  const Tensor x = a.tensor ? a.tensor : b.tensor;
+  if (!a.is_number && !b.is_number) return record(op, std::array{a.tensor, b.tensor});
+  const Tensor x = a.is_number ? b.tensor : a.tensor;
   return map(rule(op).name, {x}, [&](Row, std::span<const Var> v) {
-    return a.tensor ? record(op, {v[0], b.number}) : record(op, {a.number, v[0]});
+    return a.is_number ? record(op, {a.number, v[0]}) : record(op, {v[0], b.number});
   });
 }
 
 Tensor where(Tensor condition, Operand a, Operand b) {
   std::vector<Tensor> operands{condition};
-  if (a.tensor) operands.push_back(a.tensor);
-  if (b.tensor) operands.push_back(b.tensor);
+  if (!a.is_number) operands.push_back(a.tensor);
+  if (!b.is_number) operands.push_back(b.tensor);
   return map("where", operands, [&](Row, std::span<const Var> x) {
-    return where(x[0], a.tensor ? x[1] : Var(a.number), b.tensor ? x.back() : Var(b.number));
+    return where(x[0], a.is_number ? Var(a.number) : x[1], b.is_number ? Var(b.number) : x.back());
   });
 }
 
@@ -364,7 +374,9 @@ bool is_row_major(const Shape& shape, const Shape& strides) {
   return true;
 }
 
-Tensor contiguous(Tensor x) { return is_row_major(x.shape(), base_view(x).second.strides) ? x : cast(x, x.dtype()); }
+Tensor contiguous(Tensor x) {
+  return is_row_major(x.shape(), base_view(x).second.strides) ? stored(x) : cast(x, x.dtype());
+}
 
 Tensor reshape(Tensor x, Shape shape) {
   const Shape asked = shape;
@@ -373,10 +385,10 @@ Tensor reshape(Tensor x, Shape shape) {
   for (int64_t& size : shape) {
     if (size == -1 && !unknown) unknown = &size;
     else if (size < 1) fail("reshape: expected sizes of 1 or more and one -1 at most, got ", to_string(asked));
-    else known *= size;
+    else if (__builtin_mul_overflow(known, size, &known)) known = x.count() + 1;  // too many in any case
   }
   if (unknown) *unknown = x.count() / known;
-  if (count_of(shape) != x.count())
+  if (known * (unknown ? *unknown : 1) != x.count())
     fail("reshape: ", to_string(x.shape()), " to ", to_string(asked), ": expected the same number of elements");
   if (shape == x.shape()) return x;
   const auto [base, current] = base_view(x);
@@ -461,7 +473,7 @@ Tensor concat(std::span<const Tensor> parts, int axis) {
   for (Tensor x : parts) {
     place.views.push_back({offset, strides});
     offset += x.shape()[i] * strides[i];
-    ids.push_back(x.id());
+    ids.push_back(stored(x).id());
   }
   return parts[0].graph().append({Kind::place, parts[0].dtype(), std::move(shape), std::move(ids), std::move(place)});
 }
@@ -492,6 +504,7 @@ Tensor matmul(Tensor a, Tensor b) {
     const bool by_row = column == 1 || columns == 1, by_column = row == 1 || rows == 1;
     const bool repeated = (row == 0 && rows > 1) || (column == 0 && columns > 1);
     if ((!by_row && !by_column) || repeated) *x = cast(*x, type);
+    *x = stored(*x);
   }
   const Dtype result = wide ? Dtype::f64 : Dtype::f32;
   const int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
@@ -534,7 +547,7 @@ Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor 
     if (!x) continue;
     if (x.dtype() != Dtype::i32 || x.shape() != Shape{a[0]})
       fail("attention: lengths or starts ", to_string(x.shape()), ": expected i32 (", a[0], ")");
-    operands.push_back(x.id());
+    operands.push_back(contiguous(x).id());
   }
   options.has_lengths = bool(lengths);
   options.has_starts = bool(starts);
@@ -543,7 +556,7 @@ Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor 
     Tensor x{&graph, operands[i]};
     // rows of heads are read as they lie, but each row in one piece
     const bool whole = base_view(x).second.strides[3] == 1 || a[3] == 1;
-    if (x.dtype() != type || !whole) operands[i] = cast(x, type).id();
+    operands[i] = x.dtype() != type || !whole ? cast(x, type).id() : stored(x).id();
   }
   const Shape shape = a;
   const Tensor out = graph.append({Kind::attention, type, shape, operands, options});

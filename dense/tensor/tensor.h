@@ -210,8 +210,9 @@ Tensor cast(Tensor x, Dtype dtype);
 struct Operand {
   Tensor tensor;
   double number = 0;
-  Operand(Tensor t) : tensor(t) {}
-  Operand(double n) : number(n) {}
+  bool is_number;
+  Operand(Tensor t) : tensor(t), is_number(false) {}
+  Operand(double n) : number(n), is_number(true) {}
 };
 Tensor record(Op op, Operand a, Operand b);
 
