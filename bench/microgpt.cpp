@@ -122,9 +122,10 @@ void bench_tensors(const Config& bench, const std::vector<std::u32string>& docs,
   const double sample = seconds / bench.tensor_steps / bench.batch;
   fmt::print("microgpt on tensors, width {}, float32, one thread: {} steps of {} documents, {} parameters\n", n_embd,
              bench.tensor_steps, bench.batch, model.parameters().count());
-  fmt::print("  {:6.2f} us per document (median step {:.2f}), {:.1f} GFLOP/s, {:.0f} % of oneDNN's {:.1f}; mean loss of the last 1,000 steps {:.3f}\n",
-             sample * 1e6, times[times.size() / 2] * 1e6 / bench.batch, flops / seconds * 1e-9, 100 * flops / seconds / rate,
-             rate * 1e-9, last_losses);
+  fmt::print(
+      "  {:6.2f} us per document (median step {:.2f}), {:.1f} GFLOP/s, {:.0f} % of oneDNN's {:.1f}; mean loss of the last 1,000 steps {:.3f}\n",
+      sample * 1e6, times[times.size() / 2] * 1e6 / bench.batch, flops / seconds * 1e-9, 100 * flops / seconds / rate,
+      rate * 1e-9, last_losses);
 }
 
 }  // namespace

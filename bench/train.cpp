@@ -46,7 +46,8 @@ int bench_train_command(const Call& call) {
                    call.program + " --batch 4 --time 64")) {
     return 0;
   }
-  if (config.precision != "f32" && config.precision != "bf16") fail("--precision: expected f32 or bf16, got ", config.precision);
+  if (config.precision != "f32" && config.precision != "bf16")
+    fail("--precision: expected f32 or bf16, got ", config.precision);
   const bool bf16 = config.precision == "bf16";
   const int threads = config.threads ? config.threads : std::max(1, int(std::thread::hardware_concurrency()));
 
@@ -68,8 +69,8 @@ int bench_train_command(const Call& call) {
 
   auto start = Clock::now();
   float loss = model.step(inputs, training);
-  fmt::print("GPT-2, {} layers, width {}, {} parameters, {} x {} tokens, {}, {} threads\n", config.n_layer, config.n_embd,
-             model.parameters().count(), config.batch, config.time, config.precision, threads);
+  fmt::print("GPT-2, {} layers, width {}, {} parameters, {} x {} tokens, {}, {} threads\n", config.n_layer,
+             config.n_embd, model.parameters().count(), config.batch, config.time, config.precision, threads);
   fmt::print("  first step, recording and planning included: {:.2f} s, loss {:.3f}\n", seconds_since(start), loss);
   Plan& plan = model.training_plan();
   plan.profile(config.profile > 0);
@@ -86,8 +87,8 @@ int bench_train_command(const Call& call) {
   getrusage(RUSAGE_SELF, &usage);
   fmt::print("  {:.1f} tok/s (median of {} steps, fastest {:.1f}), {:.1f} GFLOP/s\n", tokens / median, times.size(),
              tokens / times[0], plan.flops() / median * 1e-9);
-  fmt::print("  ceiling {:.1f} tok/s = {:.1f} GFLOP a step at the {:.1f} GFLOP/s of oneDNN: {:.1f} % reached\n", ceiling,
-             plan.flops() * 1e-9, rate * 1e-9, 100 * tokens / median / ceiling);
+  fmt::print("  ceiling {:.1f} tok/s = {:.1f} GFLOP a step at the {:.1f} GFLOP/s of oneDNN: {:.1f} % reached\n",
+             ceiling, plan.flops() * 1e-9, rate * 1e-9, 100 * tokens / median / ceiling);
   fmt::print("  peak memory {:.2f} GB, arena {:.2f} GB, {} kernels, loss {:.3f}\n", double(usage.ru_maxrss) * 1024e-9,
              double(plan.arena_bytes()) * 1e-9, plan.kernels(), loss);
   if (config.profile > 0) fmt::print("{}", config.profile > 1 ? plan.summary() : plan.totals());

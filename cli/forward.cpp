@@ -58,7 +58,8 @@ int forward_command(const Call& call) {
     else if (arg == "--threads" && i + 1 == call.args.size()) fail("--threads: expected a value, got nothing");
     else if (arg == "--threads") threads = number_of_threads(call.args[++i]);
     else if (arg.starts_with("--threads=")) threads = number_of_threads(arg.substr(10));
-    else if (arg.size() > 1 && arg.starts_with("-")) fail("unknown flag ", arg, did_you_mean(arg, {"--grads", "--threads", "--help"}));
+    else if (arg.size() > 1 && arg.starts_with("-"))
+      fail("unknown flag ", arg, did_you_mean(arg, {"--grads", "--threads", "--help"}));
     else paths.push_back(arg);
   }
   if (paths.size() != 3) fail("expected MODEL INPUTS OUTPUTS, got ", paths.size(), " of them (see --help)");

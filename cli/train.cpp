@@ -79,8 +79,9 @@ int train_command(const Call& call) {
 
   catch_stop_signals();
   Model model(page, config.threads, uint64_t(config.seed));
-  say("{}: {} parameters; {} bytes of {}; {} x {} tokens a step\n", page.model_type, with_commas(model.parameters().count()),
-      with_commas(int64_t(text.size())), config.data.empty() ? "built-in names" : config.data, config.batch, config.time);
+  say("{}: {} parameters; {} bytes of {}; {} x {} tokens a step\n", page.model_type,
+      with_commas(model.parameters().count()), with_commas(int64_t(text.size())),
+      config.data.empty() ? "built-in names" : config.data, config.batch, config.time);
   Model::Training training;
   training.matmul_type = config.precision == "bf16" ? Dtype::bf16 : Dtype::f32;
   training.optimizer.adamw.weight_decay = config.weight_decay;
@@ -92,14 +93,17 @@ int train_command(const Call& call) {
   int step = 0;
   while (step < config.steps && !stop_signal()) {
     for (int b = 0; b < config.batch; ++b) {
-      const uint64_t start = hash(uint64_t(config.seed), uint64_t(step) << 20 | uint64_t(b)) % (text.size() - size_t(config.time) + 1);
-      for (int t = 0; t < config.time; ++t) ids[size_t(b) * size_t(config.time) + size_t(t)] = uint8_t(text[start + size_t(t)]);
+      const uint64_t start =
+          hash(uint64_t(config.seed), uint64_t(step) << 20 | uint64_t(b)) % (text.size() - size_t(config.time) + 1);
+      for (int t = 0; t < config.time; ++t)
+        ids[size_t(b) * size_t(config.time) + size_t(t)] = uint8_t(text[start + size_t(t)]);
     }
     training.lr = config.lr * 0.5 * (1 + std::cos(3.14159265358979 * step / config.steps));
     const float loss = model.step({config.batch, config.time, ids, ids}, training);
     if (!std::isfinite(loss)) fail("step ", step + 1, ": the loss is ", loss, "; try a smaller --optimizer.lr");
     if (step++ == 0)
-      say("first step after {:.2f} s\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+      say("first step after {:.2f} s\n",
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     progress.step(step, loss);
   }
   progress.finish();

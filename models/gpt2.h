@@ -16,7 +16,7 @@ struct Config {
 
   static constexpr const char* model_type = "gpt2";
   static constexpr bool causal = true;                                          // scored on the token that comes next
-  static constexpr const char* base = "transformer";                           // the prefix that files may lack
+  static constexpr const char* base = "transformer";                            // the prefix that files may lack
   static constexpr const char* inert[] = {"reorder_and_upcast_attn", "n_ctx"};  // fields without an effect
   static constexpr const char* inert_tensors[] = {"attn.bias", "attn.masked_bias", "lm_head.weight"};
   void fields(auto&& f) {
@@ -33,7 +33,8 @@ struct Config {
     f("layer_norm_epsilon", layer_norm_epsilon, "added to variances");
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("scale_attn_weights", scale_attn_weights, "divide scores by sqrt(head size)");
-    f("scale_attn_by_inverse_layer_idx", scale_attn_by_inverse_layer_idx, "divide scores by the number of the block, from 1");
+    f("scale_attn_by_inverse_layer_idx", scale_attn_by_inverse_layer_idx,
+      "divide scores by the number of the block, from 1");
     f("tie_word_embeddings", tie_word_embeddings, "use wte for the output, too");
   }
 };
@@ -46,10 +47,10 @@ inline Tensor linear(Weights w, Tensor x, int64_t out, double deviation) {  // w
   return matmul(x, w("weight", {x.size(-1), out}, normal(deviation))) + w("bias", {out}, zeros);
 }
 
-inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, int layer) {                     // (B, T, C)
+inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, int layer) {  // (B, T, C)
   const int64_t C = c.n_embd, D = C / c.n_head;
-  const Tensor qkv = linear(w["c_attn"], x, 3 * C, c.initializer_range);                                   // (B, T, 3C)
-  auto [q, k, v] = split<3>(rearrange<"b t (s h d) -> s b t h d", "s", "h">(qkv, 3, c.n_head));            // 3 of (B, T, H, D)
+  const Tensor qkv = linear(w["c_attn"], x, 3 * C, c.initializer_range);                         // (B, T, 3C)
+  auto [q, k, v] = split<3>(rearrange<"b t (s h d) -> s b t h d", "s", "h">(qkv, 3, c.n_head));  // 3 of (B, T, H, D)
   AttentionOptions options;
   if (c.scale_attn_weights) options.scale /= std::sqrt(float(D));
   if (c.scale_attn_by_inverse_layer_idx) options.scale /= float(layer + 1);
@@ -57,12 +58,13 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, int lay
   return linear(w["c_proj"], y, C, c.initializer_range / std::sqrt(2.0 * c.n_layer));
 }
 
-inline Tensor mlp(const Config& c, Weights w, Tensor x) {                                                 // (B, T, C)
-  const Tensor h = activation(c.activation_function, linear(w["c_fc"], x, c.n_inner.value_or(4 * c.n_embd), c.initializer_range));
+inline Tensor mlp(const Config& c, Weights w, Tensor x) {  // (B, T, C)
+  const Tensor h =
+      activation(c.activation_function, linear(w["c_fc"], x, c.n_inner.value_or(4 * c.n_embd), c.initializer_range));
   return linear(w["c_proj"], h, c.n_embd, c.initializer_range / std::sqrt(2.0 * c.n_layer));
 }
 
-inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {                             // (B, T) -> (B, T, V)
+inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)
   const int64_t T = ids.size(1), V = c.vocab_size, C = c.n_embd;
   if (T > c.n_positions) fail("gpt2: expected at most n_positions = ", c.n_positions, " tokens, got ", T);
   if (C % c.n_head) fail("gpt2: n_head: expected a divisor of n_embd = ", C, ", got ", c.n_head);
@@ -70,7 +72,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {   
   const Weights base = w["transformer"];
   const Tensor wte = base["wte"]("weight", {V, C}, normal(c.initializer_range));
   const Tensor wpe = base["wpe"]("weight", {c.n_positions, C}, normal(c.initializer_range));
-  Tensor x = ctx.dropout(gather(wte, ids) + slice(wpe, 0, 0, T), c.embd_pdrop);                           // (B, T, C)
+  Tensor x = ctx.dropout(gather(wte, ids) + slice(wpe, 0, 0, T), c.embd_pdrop);  // (B, T, C)
   for (int i = 0; i < c.n_layer; ++i) {
     const Weights h = base["h"][i];
     x = x + ctx.dropout(attend(c, h["attn"], norm(c, h["ln_1"], x), ctx, i), c.resid_pdrop);

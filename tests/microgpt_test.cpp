@@ -106,7 +106,7 @@ TEST(Microgpt, RefusesWhatCannotBe) {
   const auto error = [](const microgpt_scalar::Config& config, const std::string& text) {
     return error_of([&] {
       microgpt_scalar::run(config, text.empty() ? std::vector<std::u32string>() : dense::documents(text, "text"), go_on,
-                    nullptr);
+                           nullptr);
     });
   };
   const std::string text = "ab\nba\n";

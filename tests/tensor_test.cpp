@@ -18,12 +18,15 @@ using Function = std::function<Tensor(std::span<const Tensor>)>;
 void fill(Tensor x, uint32_t seed, double low = -1, double high = 1) {
   std::mt19937 random(seed);
   std::uniform_real_distribution<double> uniform(low, high);
-  if (x.dtype() == Dtype::f64) for (double& v : x.data<double>()) v = uniform(random);
-  else for (float& v : x.data<float>()) v = float(uniform(random));
+  if (x.dtype() == Dtype::f64)
+    for (double& v : x.data<double>()) v = uniform(random);
+  else
+    for (float& v : x.data<float>()) v = float(uniform(random));
 }
 
 // The gradient of sum(f(x) * weights) by each x, against central differences.
-void check_gradient(const char* what, const Function& f, const std::vector<Shape>& shapes, double low = -1, double high = 1) {
+void check_gradient(const char* what, const Function& f, const std::vector<Shape>& shapes, double low = -1,
+                    double high = 1) {
   SCOPED_TRACE(what);
   Graph graph(1);
   std::vector<Tensor> x;
@@ -53,7 +56,8 @@ void check_gradient(const char* what, const Function& f, const std::vector<Shape
       value.run();
       const double down = value.get<double>(loss)[0];
       data[k] = before;
-      ASSERT_NEAR(got[k], (up - down) / (2 * h), 1e-7 * std::max(1.0, std::abs(got[k]))) << "operand " << i << " element " << k;
+      ASSERT_NEAR(got[k], (up - down) / (2 * h), 1e-7 * std::max(1.0, std::abs(got[k])))
+          << "operand " << i << " element " << k;
     }
   }
 }
@@ -68,7 +72,8 @@ TEST(Tensor, GradientsOfMapsAreThoseOfFiniteDifferences) {
   check_gradient("middle", [](Xs x) { return x[0] * x[1]; }, {{2, 4, 3}, {4, 3}});
   check_gradient("outer", [](Xs x) { return x[0] * x[1]; }, {{4, 1}, {3}});
   check_gradient("both", [](Xs x) { return x[0] * x[1]; }, {{2, 1, 3}, {4, 1}});
-  check_gradient("div", [](Xs x) { return x[0] / x[1]; }, {{2, 3}, {2, 3}}, 0.5, 2);
+  check_gradient(
+      "div", [](Xs x) { return x[0] / x[1]; }, {{2, 3}, {2, 3}}, 0.5, 2);
   check_gradient("layer_norm", [](Xs x) { return layer_norm(x[0], 1e-5) * x[1] + x[2]; }, {{3, 5}, {5}, {5}});
   check_gradient("rms_norm", [](Xs x) { return rms_norm(x[0], 1e-5) * x[1]; }, {{2, 3, 5}, {5}});
   check_gradient("softmax", [](Xs x) { return softmax(x[0]); }, {{3, 5}});
@@ -92,14 +97,22 @@ TEST(Tensor, GradientsOfViewsAreThoseOfFiniteDifferences) {
   check_gradient("permute, reshape", [](Xs x) { return reshape(permute(x[0], {1, 0}), {12}); }, {{3, 4}});
   check_gradient("expand", [](Xs x) { return exp(expand(x[0], {5, 2, 3})); }, {{2, 1}});
   check_gradient("slice", [](Xs x) { return slice(x[0], 1, 1, 3) * slice(x[0], 1, 0, 2); }, {{2, 4}});
-  check_gradient("split", [](Xs x) { auto [a, b, c] = split<3>(x[0], -1); return a * b + exp(c); }, {{2, 6}});
-  check_gradient("split, heads", [](Xs x) {
-    auto [q, k, v] = split<3>(rearrange<"b t (s h d) -> s b h t d", "s", "h">(x[0], 3, 2));
-    return q * k + exp(v);
-  }, {{2, 3, 12}});
+  check_gradient("split",
+                 [](Xs x) {
+                   auto [a, b, c] = split<3>(x[0], -1);
+                   return a * b + exp(c);
+                 },
+                 {{2, 6}});
+  check_gradient("split, heads",
+                 [](Xs x) {
+                   auto [q, k, v] = split<3>(rearrange<"b t (s h d) -> s b h t d", "s", "h">(x[0], 3, 2));
+                   return q * k + exp(v);
+                 },
+                 {{2, 3, 12}});
   check_gradient("concat", [](Xs x) { return exp(concat(x, 1)); }, {{2, 3}, {2, 1}, {2, 2}});
   check_gradient("repeat", [](Xs x) { return exp(repeat<"t c -> b t c", "b">(x[0], 3)); }, {{2, 4}});
-  check_gradient("reduce", [](Xs x) { return exp(reduce<"b (t s) c -> b t c", Reduction::mean, "s">(x[0], 2)); }, {{2, 4, 3}});
+  check_gradient("reduce", [](Xs x) { return exp(reduce<"b (t s) c -> b t c", Reduction::mean, "s">(x[0], 2)); },
+                 {{2, 4, 3}});
   check_gradient("again", [](Xs x) { return x[0] * x[0] + reshape(reshape(x[0], {6}), {2, 3}) + x[0]; }, {{2, 3}});
 }
 
@@ -109,33 +122,47 @@ TEST(Tensor, GradientsOfMatmulAreThoseOfFiniteDifferences) {
   check_gradient("transposed", [](Xs x) { return matmul(x[0].t(), x[1].t()); }, {{4, 3}, {5, 4}});
   check_gradient("batch", [](Xs x) { return matmul(x[0], x[1]); }, {{2, 3, 4}, {2, 4, 5}});
   check_gradient("broadcast batch", [](Xs x) { return matmul(x[0], x[1]); }, {{2, 1, 3, 4}, {3, 4, 2}});
-  check_gradient("heads", [](Xs x) { return matmul(permute(x[0], {0, 2, 1, 3}), permute(x[1], {0, 2, 3, 1})); }, {{2, 3, 2, 4}, {2, 3, 2, 4}});
+  check_gradient("heads",
+                 [](Xs x) {
+                   return matmul(permute(x[0], {0, 2, 1, 3}), permute(x[1], {0, 2, 3, 1}));
+                 },
+                 {{2, 3, 2, 4}, {2, 3, 2, 4}});
 }
 
 TEST(Tensor, GradientsOfAttentionAreThoseOfFiniteDifferences) {
-  check_gradient("causal", [](Xs x) { return attention(x[0], x[1], x[2], {.scale = 0.5f}); }, {{2, 3, 2, 4}, {2, 3, 1, 4}, {2, 3, 1, 4}});
-  check_gradient("qkv", [](Xs x) {
-    auto [q, k, v] = split<3>(rearrange<"b t (s h d) -> s b t h d", "s", "h">(x[0], 3, 2));
-    return rearrange<"b t h d -> b t (h d)">(attention(q, k, v, {.scale = 0.5f, .soft_cap = 2, .window = 2}));
-  }, {{2, 5, 12}});
+  check_gradient("causal", [](Xs x) { return attention(x[0], x[1], x[2], {.scale = 0.5f}); },
+                 {{2, 3, 2, 4}, {2, 3, 1, 4}, {2, 3, 1, 4}});
+  check_gradient(
+      "qkv",
+      [](Xs x) {
+        auto [q, k, v] = split<3>(rearrange<"b t (s h d) -> s b t h d", "s", "h">(x[0], 3, 2));
+        return rearrange<"b t h d -> b t (h d)">(attention(q, k, v, {.scale = 0.5f, .soft_cap = 2, .window = 2}));
+      },
+      {{2, 5, 12}});
 }
 
 TEST(Tensor, GradientsOfGatherAreThoseOfFiniteDifferences) {
-  check_gradient("gather", [](Xs x) {
-    const Tensor ids = x[0].graph().input({2, 3}, Dtype::i32);
-    ids.set({0, 2, 2, 1, 0, 2});
-    return gather(x[0], ids) * x[1];
-  }, {{4, 5}, {2, 3, 5}});
-  check_gradient("tied", [](Xs x) {
-    const Tensor ids = x[0].graph().input({3}, Dtype::i32);
-    ids.set({3, 1, 3});
-    return matmul(gather(x[0], ids), x[0].t());
-  }, {{4, 5}});
-  check_gradient("cross entropy", [](Xs x) {
-    const Tensor labels = x[0].graph().input({2, 3}, Dtype::i32);
-    labels.set({0, 2, -100, 4, 1, -100});
-    return cross_entropy(x[0], labels);
-  }, {{2, 3, 5}});
+  check_gradient("gather",
+                 [](Xs x) {
+                   const Tensor ids = x[0].graph().input({2, 3}, Dtype::i32);
+                   ids.set({0, 2, 2, 1, 0, 2});
+                   return gather(x[0], ids) * x[1];
+                 },
+                 {{4, 5}, {2, 3, 5}});
+  check_gradient("tied",
+                 [](Xs x) {
+                   const Tensor ids = x[0].graph().input({3}, Dtype::i32);
+                   ids.set({3, 1, 3});
+                   return matmul(gather(x[0], ids), x[0].t());
+                 },
+                 {{4, 5}});
+  check_gradient("cross entropy",
+                 [](Xs x) {
+                   const Tensor labels = x[0].graph().input({2, 3}, Dtype::i32);
+                   labels.set({0, 2, -100, 4, 1, -100});
+                   return cross_entropy(x[0], labels);
+                 },
+                 {{2, 3, 5}});
 }
 
 TEST(Tensor, AnyTensorHasAValue) {

@@ -15,8 +15,8 @@ struct Elements {
   void (*store)(const T* from, int64_t n, std::byte* to, Dtype type, int64_t stride);
   // One value for each of `rows`. Sums in a fixed order.
   void (*row_sum)(const T* x, int64_t rows, int64_t columns, T* y);
-  void (*row_max)(const T* x, int64_t rows, int64_t columns, T* y);  // a NaN in the row gives NaN
-  void (*across)(const T* x, int64_t rows, int64_t columns, T* y);   // y[row][column] = x[row]
+  void (*row_max)(const T* x, int64_t rows, int64_t columns, T* y);     // a NaN in the row gives NaN
+  void (*across)(const T* x, int64_t rows, int64_t columns, T* y);      // y[row][column] = x[row]
   void (*add_rows)(const T* x, int64_t rows, int64_t columns, T* sum);  // sum[column] += x[row][column], row by row
   // Uniform in [0, 1): 24 bits of a hash of (seed, key, number), for the numbers first, first + stride, ...
   void (*random)(uint64_t seed, uint64_t key, uint64_t first, int64_t stride, int64_t n, T* to);

@@ -95,8 +95,8 @@ struct Fused::Parts {
   void choose_space();
   void build(const Tape& tape);
   template <class T>
-  void run(const Elements<T>& elements, std::span<const std::byte* const> operands,
-           std::span<std::byte* const> outputs, std::byte* scratch, Threads& pool) const;
+  void run(const Elements<T>& elements, std::span<const std::byte* const> operands, std::span<std::byte* const> outputs,
+           std::byte* scratch, Threads& pool) const;
 };
 
 // Merges axes, and chooses blocks and tasks. They depend on the space alone, so that sums do not change with threads.
@@ -121,7 +121,9 @@ void Fused::Parts::choose_space() {
   for (size_t i = space.size() - 1; i-- > 0;) {
     const bool last = i + 2 == space.size();
     if (last && (whole_rows || sums_rows) && space[i] != 1) continue;
-    const auto merge = [&](const Shape* s) { return space[i] == 1 || space[i + 1] == 1 || (*s)[i] == (*s)[i + 1] * space[i + 1]; };
+    const auto merge = [&](const Shape* s) {
+      return space[i] == 1 || space[i + 1] == 1 || (*s)[i] == (*s)[i + 1] * space[i + 1];
+    };
     if ((last && whole_rows && space[i + 1] == 1) || !std::ranges::all_of(strides, merge)) continue;
     for (Shape* s : strides) {
       if (space[i + 1] == 1) (*s)[i + 1] = (*s)[i];
@@ -146,11 +148,14 @@ void Fused::Parts::choose_space() {
   row_chunk = row_count, column_chunk = columns;
   if (all > 2 * task_elements) {
     const bool cut = !whole_rows && columns > block_columns && (!sums_rows || row_count < 256);
-    if (cut) column_chunk = std::clamp<int64_t>(task_elements / (sums_rows ? row_count : 1) / block_columns, 1, columns) * block_columns;
+    if (cut)
+      column_chunk =
+          std::clamp<int64_t>(task_elements / (sums_rows ? row_count : 1) / block_columns, 1, columns) * block_columns;
     if (!(cut && sums_rows)) {
       const int64_t want = task_elements / std::min(column_chunk, columns);
       row_chunk = up_to_multiple(std::max<int64_t>(want, 1), block_rows);
-      if (sums_rows) row_chunk = std::max(row_chunk, up_to_multiple((row_count + most_sums - 1) / most_sums, block_rows));
+      if (sums_rows)
+        row_chunk = std::max(row_chunk, up_to_multiple((row_count + most_sums - 1) / most_sums, block_rows));
     }
   }
   row_tasks = (row_count + row_chunk - 1) / row_chunk;
@@ -241,8 +246,10 @@ void Fused::Parts::build(const Tape& tape) {
     const Node& node = node_at(y);
     if (!live[size_t(y)] || node.op != Op::input) continue;
     const auto& operand = spec.operands[size_t(node.index)];
-    const bool fixed = std::all_of(operand.view.strides.begin(), operand.view.strides.end() - !operand.view.strides.empty(),
-                                   [](int64_t s) { return s == 0; }) && !by_row[size_t(y)];
+    const bool fixed =
+        std::all_of(operand.view.strides.begin(), operand.view.strides.end() - !operand.view.strides.empty(),
+                    [](int64_t s) { return s == 0; }) &&
+        !by_row[size_t(y)];
     slot[size_t(y)] = (by_row[size_t(y)] ? row : full).take();
     if (fixed) needed[size_t(y)] = last_stage + 1;  // stays
     loads.push_back({node.index, slot[size_t(y)], bool(by_row[size_t(y)]), fixed, operand.view.offset, 0, {}, false});
@@ -268,8 +275,9 @@ void Fused::Parts::build(const Tape& tape) {
         slot[size_t(y)] = pool.take();
         const Step::Kind kind = node.op == Op::row_sum ? Step::sum : node.op == Op::row_max ? Step::max : Step::across;
         int32_t from = work.operands(node)[0];
-        const int32_t from_slot =
-            node_at(from).op == Op::constant ? constant(work.constant_value(node_at(from)), kind == Step::across) : slot[size_t(from)];
+        const int32_t from_slot = node_at(from).op == Op::constant
+                                      ? constant(work.constant_value(node_at(from)), kind == Step::across)
+                                      : slot[size_t(from)];
         steps.push_back({kind, 0, 0, from_slot, slot[size_t(y)]});
         ++operations;
       } else {
@@ -354,8 +362,15 @@ void Fused::Parts::build(const Tape& tape) {
     const Node& node = node_at(places[i]);
     const bool number = node.op == Op::constant;
     const auto& output = spec.outputs[i];
-    stores.push_back({int(i), number ? none : slot[size_t(places[i])], number ? work.constant_value(node) : 0, output.keep,
-                      !number && by_row[size_t(places[i])], output.view.offset, 0, {}, false});
+    stores.push_back({int(i),
+                      number ? none : slot[size_t(places[i])],
+                      number ? work.constant_value(node) : 0,
+                      output.keep,
+                      !number && by_row[size_t(places[i])],
+                      output.view.offset,
+                      0,
+                      {},
+                      false});
     if (output.keep == Keep::rows && !number && !by_row[size_t(places[i])] && !space.empty() && space.back() > 1)
       fail("map: expected one value a row");
   }
@@ -371,7 +386,8 @@ Fused::Fused(const Tape& tape, FusedSpec spec, Isa isa, int threads) : parts_(st
   p.build(tape);
   p.choose_space();
   const auto is_dense = [&](const Shape& strides, int64_t column_stride) {
-    return (column_stride == 1 || p.columns == 1) && strides.size() == 1 && strides[0] == p.columns && p.block_columns == p.columns;
+    return (column_stride == 1 || p.columns == 1) && strides.size() == 1 && strides[0] == p.columns &&
+           p.block_columns == p.columns;
   };
   for (auto& load : p.loads) {
     const auto& strides = p.spec.operands[size_t(load.operand)].view.strides;
@@ -390,7 +406,8 @@ Fused::Fused(const Tape& tape, FusedSpec spec, Isa isa, int threads) : parts_(st
   for (auto& store : p.stores) {
     if (store.slot != none) continue;
     store.row = store.keep == Keep::rows;
-    (store.row ? p.row_constants : p.constants).push_back({store.slot = (store.row ? p.row_slots : p.slots)++, store.number});
+    (store.row ? p.row_constants : p.constants)
+        .push_back({store.slot = (store.row ? p.row_slots : p.slots)++, store.number});
   }
 }
 
@@ -407,7 +424,9 @@ template <class T>
 void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* const> operands,
                        std::span<std::byte* const> outputs, std::byte* scratch, Threads& pool) const {
   std::byte* const sums_memory = scratch + size_t(threads) * thread_bytes();
-  const auto task_sums = [&](int64_t row_task) { return reinterpret_cast<T*>(sums_memory + size_t(row_task) * task_sums_bytes()); };
+  const auto task_sums = [&](int64_t row_task) {
+    return reinterpret_cast<T*>(sums_memory + size_t(row_task) * task_sums_bytes());
+  };
   const auto tasks = int(row_tasks * column_tasks);
 
   pool.run(tasks, [&](int task, int thread) {
@@ -416,13 +435,15 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
     T* const row_memory = memory + slots * width;
     const int64_t row_task = task / column_tasks, column_task = task % column_tasks;
     const int64_t row_begin = row_task * row_chunk, row_end = std::min(row_count, row_begin + row_chunk);
-    const int64_t column_begin = column_task * column_chunk, column_end = std::min(columns, column_begin + column_chunk);
+    const int64_t column_begin = column_task * column_chunk,
+                  column_end = std::min(columns, column_begin + column_chunk);
     for (const auto& [slot, value] : constants) std::fill_n(memory + slot * width, width, T(value));
     for (const auto& [slot, value] : row_constants) std::fill_n(row_memory + slot * row_width, row_width, T(value));
     T* const column_sums = task_sums(row_task);
     if (partial_sums)
       for (const Store& store : stores)
-        if (store.keep == Keep::columns) std::fill(column_sums + store.sums + column_begin, column_sums + store.sums + column_end, T(0));
+        if (store.keep == Keep::columns)
+          std::fill(column_sums + store.sums + column_begin, column_sums + store.sums + column_end, T(0));
 
     // n elements from number `at` on, or what stands for them
     const auto fetch = [&](const Load& load, int64_t at, int64_t stride, int64_t n, T* to) {
@@ -434,7 +455,8 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
         std::memcpy(&key, operands[size_t(load.operand)], 8);
         elements.random(operand.seed, key, uint64_t(at), stride, n, to);
       } else {
-        elements.load(operands[size_t(load.operand)] + at * int64_t(size_of(operand.dtype)), operand.dtype, stride, n, to);
+        elements.load(operands[size_t(load.operand)] + at * int64_t(size_of(operand.dtype)), operand.dtype, stride, n,
+                      to);
       }
     };
     // f(row, number of rows, offset) for the rows of a block, those together that follow each other `step` apart.
@@ -471,22 +493,31 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
           if (load.dense) {
             fetch(load, load.offset + row * columns, 1, m * n, to);
           } else if (load.row) {
-            runs(row, m, load.strides, rows.empty() ? 0 : load.strides.back(), [&](int64_t r, int64_t length, int64_t offset) {
-              fetch(load, load.offset + offset, rows.empty() ? 0 : load.strides.back(), length, to + r);
-            });
+            runs(row, m, load.strides, rows.empty() ? 0 : load.strides.back(),
+                 [&](int64_t r, int64_t length, int64_t offset) {
+                   fetch(load, load.offset + offset, rows.empty() ? 0 : load.strides.back(), length, to + r);
+                 });
           } else {
-            runs(row, m, load.strides, load.column_stride == 1 ? n : none, [&](int64_t r, int64_t length, int64_t offset) {
-              fetch(load, load.offset + offset + column * load.column_stride, load.column_stride, length * n, to + r * n);
-            });
+            runs(row, m, load.strides, load.column_stride == 1 ? n : none,
+                 [&](int64_t r, int64_t length, int64_t offset) {
+                   fetch(load, load.offset + offset + column * load.column_stride, load.column_stride, length * n,
+                         to + r * n);
+                 });
           }
         }
         for (const Step& step : steps) {
           switch (step.kind) {
-            case Step::elements: interpreter.many(words.data() + step.begin, words.data() + step.end, memory, size_t(width)); break;
-            case Step::rows: interpreter.many(words.data() + step.begin, words.data() + step.end, row_memory, size_t(row_width)); break;
+            case Step::elements:
+              interpreter.many(words.data() + step.begin, words.data() + step.end, memory, size_t(width));
+              break;
+            case Step::rows:
+              interpreter.many(words.data() + step.begin, words.data() + step.end, row_memory, size_t(row_width));
+              break;
             case Step::sum: elements.row_sum(memory + step.from * width, m, n, row_memory + step.to * row_width); break;
             case Step::max: elements.row_max(memory + step.from * width, m, n, row_memory + step.to * row_width); break;
-            case Step::across: elements.across(row_memory + step.from * row_width, m, n, memory + step.to * width); break;
+            case Step::across:
+              elements.across(row_memory + step.from * row_width, m, n, memory + step.to * width);
+              break;
           }
         }
         for (const Store& store : stores) {
@@ -500,18 +531,22 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
             elements.store(from, m * n, to + (store.offset + row * columns) * size, type, 1);
           } else {
             const bool one_a_row = store.keep == Keep::rows;
-            const int64_t step = one_a_row ? (rows.empty() ? 0 : store.strides.back()) : store.column_stride == 1 ? n : none;
-            runs(row, m, store.strides, store.row == one_a_row ? step : none, [&](int64_t r, int64_t length, int64_t offset) {
-              const int64_t at = store.offset + offset + (one_a_row ? 0 : column * store.column_stride);
-              if (one_a_row) {
-                if (store.row) elements.store(from + r, length, to + at * size, type, step);
-                else elements.store(from + r * n, 1, to + at * size, type, 1);
-              } else if (store.row) {  // one value for all columns
-                for (int64_t c = 0; c < n; ++c) elements.store(from + r, 1, to + (at + c * store.column_stride) * size, type, 1);
-              } else {
-                elements.store(from + r * n, length * n, to + at * size, type, store.column_stride);
-              }
-            });
+            const int64_t step = one_a_row                  ? (rows.empty() ? 0 : store.strides.back())
+                                 : store.column_stride == 1 ? n
+                                                            : none;
+            runs(row, m, store.strides, store.row == one_a_row ? step : none,
+                 [&](int64_t r, int64_t length, int64_t offset) {
+                   const int64_t at = store.offset + offset + (one_a_row ? 0 : column * store.column_stride);
+                   if (one_a_row) {
+                     if (store.row) elements.store(from + r, length, to + at * size, type, step);
+                     else elements.store(from + r * n, 1, to + at * size, type, 1);
+                   } else if (store.row) {  // one value for all columns
+                     for (int64_t c = 0; c < n; ++c)
+                       elements.store(from + r, 1, to + (at + c * store.column_stride) * size, type, 1);
+                   } else {
+                     elements.store(from + r * n, length * n, to + at * size, type, store.column_stride);
+                   }
+                 });
           }
         }
       }
@@ -524,7 +559,8 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
     T* const total = task_sums(0) + store.sums;
     for (int64_t t = 1; t < row_tasks; ++t) elements.add_rows(task_sums(t) + store.sums, 1, columns, total);
     const Dtype type = spec.outputs[size_t(store.output)].dtype;
-    elements.store(total, columns, outputs[size_t(store.output)] + store.offset * int64_t(size_of(type)), type, store.column_stride);
+    elements.store(total, columns, outputs[size_t(store.output)] + store.offset * int64_t(size_of(type)), type,
+                   store.column_stride);
   }
 }
 

@@ -19,7 +19,7 @@ struct FusedSpec {
   struct Operand {
     Kind kind = Kind::input;  // or counter, random: of the element's number instead of the element there
     Dtype dtype = Dtype::f32;
-    View view;  // over the space; stride 0 where broadcast
+    View view;         // over the space; stride 0 where broadcast
     bool row = false;  // one value a row
     uint64_t seed = 0;
   };

@@ -14,7 +14,7 @@ namespace {
 // What is known so far about the gradient of one node: its terms.
 struct Terms {
   std::vector<Tensor> whole;
-  std::vector<std::pair<Tensor, View>> parts;         // of what views see
+  std::vector<std::pair<Tensor, View>> parts;   // of what views see
   std::vector<std::pair<Tensor, Tensor>> rows;  // ids and what is added to their rows
   bool empty() const { return whole.empty() && parts.empty() && rows.empty(); }
 };
@@ -322,7 +322,8 @@ class Sweep {
     x = contiguous(x);
     int32_t base = x.id();
     View result = view;
-    if (x.node().kind == Kind::view) base = x.node().operands[0], result.offset += std::get<View>(x.node().detail).offset;
+    if (x.node().kind == Kind::view)
+      base = x.node().operands[0], result.offset += std::get<View>(x.node().detail).offset;
     return graph_.append({Kind::view, x.dtype(), shape, {base}, result});
   }
 

@@ -12,9 +12,7 @@ namespace {
 using X = std::span<const Var>;
 
 Var normal_gelu(Var x) { return 0.5 * x * (1 + erf(x * std::numbers::sqrt2 / 2)); }
-Var tanh_gelu(Var x) {
-  return 0.5 * x * (1 + tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
-}
+Var tanh_gelu(Var x) { return 0.5 * x * (1 + tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x))); }
 }  // namespace
 
 Tensor layer_norm(Tensor x, double eps) {
@@ -42,19 +40,33 @@ Tensor log_softmax(Tensor x) {
   });
 }
 
-Tensor gelu(Tensor x) { return map("gelu", {x}, [](Row, X v) { return normal_gelu(v[0]); }); }
-Tensor gelu_tanh(Tensor x) { return map("gelu_tanh", {x}, [](Row, X v) { return tanh_gelu(v[0]); }); }
-Tensor silu(Tensor x) { return map("silu", {x}, [](Row, X v) { return v[0] * sigmoid(v[0]); }); }
-Tensor quick_gelu(Tensor x) { return map("quick_gelu", {x}, [](Row, X v) { return v[0] * sigmoid(1.702 * v[0]); }); }
+Tensor gelu(Tensor x) {
+  return map("gelu", {x}, [](Row, X v) { return normal_gelu(v[0]); });
+}
+Tensor gelu_tanh(Tensor x) {
+  return map("gelu_tanh", {x}, [](Row, X v) { return tanh_gelu(v[0]); });
+}
+Tensor silu(Tensor x) {
+  return map("silu", {x}, [](Row, X v) { return v[0] * sigmoid(v[0]); });
+}
+Tensor quick_gelu(Tensor x) {
+  return map("quick_gelu", {x}, [](Row, X v) { return v[0] * sigmoid(1.702 * v[0]); });
+}
 
 Tensor activation(const std::string& name, Tensor x) {
   struct Named {
     const char* name;
     Tensor (*f)(Tensor);
   };
-  static constexpr Named all[] = {{"gelu", gelu},       {"gelu_new", gelu_tanh}, {"gelu_pytorch_tanh", gelu_tanh},
-                                  {"gelu_fast", gelu_tanh}, {"quick_gelu", quick_gelu}, {"relu", relu},
-                                  {"silu", silu},       {"swish", silu},         {"tanh", tanh},
+  static constexpr Named all[] = {{"gelu", gelu},
+                                  {"gelu_new", gelu_tanh},
+                                  {"gelu_pytorch_tanh", gelu_tanh},
+                                  {"gelu_fast", gelu_tanh},
+                                  {"quick_gelu", quick_gelu},
+                                  {"relu", relu},
+                                  {"silu", silu},
+                                  {"swish", silu},
+                                  {"tanh", tanh},
                                   {"sigmoid", sigmoid}};
   std::string known;
   for (const Named& a : all) {
@@ -76,9 +88,8 @@ Tensor rope(Tensor x, Tensor positions, double base) {
   const int64_t half = x.size(3) / 2;
   Shape at = positions.shape();
   at.insert(at.end(), {1, 1});
-  const Tensor angle = map("rope", {reshape(positions, at), x.graph().counter({half})}, [&](Row, X v) {
-    return v[0] * exp(v[1] * (-std::log(base) / double(half)));
-  });
+  const Tensor angle = map("rope", {reshape(positions, at), x.graph().counter({half})},
+                           [&](Row, X v) { return v[0] * exp(v[1] * (-std::log(base) / double(half))); });
   const Tensor a = slice(x, 3, 0, half), b = slice(x, 3, half, 2 * half);
   const Tensor c = cos(angle), s = sin(angle);
   return concat(std::array{a * c - b * s, b * c + a * s}, 3);
@@ -117,9 +128,8 @@ std::array<Tensor, 3> adamw(Tensor p, Tensor g, Tensor m, Tensor v, Tensor lr, T
   const Tensor next_m = map("adamw", {m, g}, [&](Row, X x) { return o.beta1 * x[0] + (1 - o.beta1) * x[1]; });
   const Tensor next_v = map("adamw", {v, g}, [&](Row, X x) { return o.beta2 * x[0] + (1 - o.beta2) * x[1] * x[1]; });
   const Tensor kept = o.weight_decay == 0 ? p : p * (1 - lr * o.weight_decay);
-  const Tensor next_p = map("adamw", {kept, next_m, next_v, rate, scale}, [&](Row, X x) {
-    return x[0] - x[3] * x[1] / (sqrt(x[2] * x[4]) + o.eps);
-  });
+  const Tensor next_p = map("adamw", {kept, next_m, next_v, rate, scale},
+                            [&](Row, X x) { return x[0] - x[3] * x[1] / (sqrt(x[2] * x[4]) + o.eps); });
   return {next_p, next_m, next_v};
 }
 

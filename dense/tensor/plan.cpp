@@ -76,9 +76,9 @@ struct Plan::Parts {
   size_t arena_bytes = 0, scratch_bytes = 0;
   std::byte* scratch = nullptr;
   bool profiling = false;
-  std::vector<char> adds_bias;     // such a map
+  std::vector<char> adds_bias;    // such a map
   std::vector<int32_t> position;  // when a node runs
-  std::vector<int32_t> bias_of;  // of a matmul: the map that adds a bias to it and becomes part of it
+  std::vector<int32_t> bias_of;   // of a matmul: the map that adds a bias to it and becomes part of it
 
   explicit Parts(Graph& g) : graph(g) {}
   const TensorNode& node(int32_t id) const { return graph.node(id); }
@@ -111,7 +111,9 @@ struct Plan::Parts {
   void plan_copy(int32_t when, const Layout& from, const Layout& to, const Shape& shape, Dtype from_type, Dtype to_type,
                  const char* kind);
   void plan_memory();
-  std::byte* at(const Layout& x, Dtype type) const { return buffers[size_t(x.buffer)].data + x.view.offset * int64_t(size_of(type)); }
+  std::byte* at(const Layout& x, Dtype type) const {
+    return buffers[size_t(x.buffer)].data + x.view.offset * int64_t(size_of(type));
+  }
   std::string describe(int32_t id) const { return to_string(node(id).shape); }
 };
 
@@ -223,7 +225,8 @@ std::vector<int32_t> Plan::Parts::sources_of(int32_t id) const {
 
 // Whether a map would have to wait for a group that it is to run in: whether it reads, by way of others, what the group
 // leaves in memory.
-bool Plan::Parts::waits_for(int32_t id, int32_t g, const std::vector<Group>& groups, const std::vector<int32_t>& group_of) const {
+bool Plan::Parts::waits_for(int32_t id, int32_t g, const std::vector<Group>& groups,
+                            const std::vector<int32_t>& group_of) const {
   const int32_t first = groups[size_t(g)].roots[0];
   std::set<int32_t> seen;  // nodes, and groups as ~group
   std::vector<int32_t> open{id};
@@ -254,7 +257,8 @@ std::vector<Group> Plan::Parts::group_maps() {
     const std::set<int32_t> leaves = leaves_of(id);
     const std::set<int32_t> reads = reads_of(id);
     const auto is_integer = [&](int32_t x) { return node(x).dtype == Dtype::i32; };  // which f32 would round
-    const bool wide = node(id).dtype == Dtype::f64 || (is_integer(id) && std::ranges::all_of(node(id).operands, is_integer));
+    const bool wide =
+        node(id).dtype == Dtype::f64 || (is_integer(id) && std::ranges::all_of(node(id).operands, is_integer));
     int32_t best = none;
     // Single numbers stay alone: together they would make what needs one of them wait for all.
     const bool small = count_of(map.space) < 64;
@@ -262,7 +266,8 @@ std::vector<Group> Plan::Parts::group_maps() {
       const Group& group = groups[g];
       if (group.space != map.space || group.wide != wide || group.roots.size() >= 12) continue;
       bool related = false, here = true;
-      for (int32_t leaf : leaves) related = related || group.leaves.contains(leaf) || std::ranges::find(group.roots, leaf) != group.roots.end();
+      for (int32_t leaf : leaves)
+        related = related || group.leaves.contains(leaf) || std::ranges::find(group.roots, leaf) != group.roots.end();
       for (int32_t x : reads) {
         if (group_of[size_t(base(x))] != int32_t(g)) continue;
         // what is summed over rows is there at the end only, what is rounded or seen in another shape in memory only
@@ -288,8 +293,8 @@ void Plan::Parts::order(const std::vector<Group>& groups) {
   std::vector<int32_t> leader(size_t(n), none);  // of those that run together the first
   for (int32_t id = 0; id < n; ++id) {
     const Kind kind = node(id).kind;
-    const bool runs = live[size_t(id)] && kind != Kind::view && kind != Kind::input && kind != Kind::counter && kind != Kind::random &&
-                      kind != Kind::part && !(kind == Kind::map && !root[size_t(id)]) &&
+    const bool runs = live[size_t(id)] && kind != Kind::view && kind != Kind::input && kind != Kind::counter &&
+                      kind != Kind::random && kind != Kind::part && !(kind == Kind::map && !root[size_t(id)]) &&
                       !(kind == Kind::matmul && bias_of[size_t(id)] != none);
     if (runs) leader[size_t(id)] = id;
   }
@@ -339,11 +344,17 @@ void Plan::Parts::find_biases() {
     if (terms[0] == terms[1] || !is_input(terms[0]) || !is_input(terms[1])) continue;
     for (size_t k = 0; k < 2; ++k) {
       const int32_t product = node(id).operands[k], bias = node(id).operands[1 - k], from = base(product);
-      const bool plain = product == from || is_row_major(node(product).shape, std::get<View>(node(product).detail).strides);
-      const auto only = [&](int32_t x, int32_t reader) { return readers[size_t(x)] == std::vector{reader} && !is_output[size_t(x)]; };
-      if (node(from).kind != Kind::matmul || !plain || node(from).shape.size() != 2 || node(product).shape != map.space) continue;
+      const bool plain =
+          product == from || is_row_major(node(product).shape, std::get<View>(node(product).detail).strides);
+      const auto only = [&](int32_t x, int32_t reader) {
+        return readers[size_t(x)] == std::vector{reader} && !is_output[size_t(x)];
+      };
+      if (node(from).kind != Kind::matmul || !plain || node(from).shape.size() != 2 || node(product).shape != map.space)
+        continue;
       if (!only(from, product == from ? id : product) || (product != from && !only(product, id))) continue;
-      if (node(bias).kind != Kind::input || node(bias).dtype != Dtype::f32 || node(bias).shape != Shape{map.space.back()}) continue;
+      if (node(bias).kind != Kind::input || node(bias).dtype != Dtype::f32 ||
+          node(bias).shape != Shape{map.space.back()})
+        continue;
       bias_of[size_t(from)] = id;
       adds_bias[size_t(id)] = 1;
       break;
@@ -392,14 +403,16 @@ void Plan::Parts::lay_out(const std::vector<Group>& groups) {
     for (size_t k = 0; k < place.views.size() && place.covers; ++k) {
       const int32_t x = node(id).operands[k];
       const Kind kind = node(x).kind;
-      const bool writes_anywhere = (kind == Kind::map && root[size_t(x)] && std::get<Map>(node(x).detail).keep == Keep::all &&
-                                    !is_bias_sum(x)) ||
-                                   kind == Kind::attention_grad || (kind == Kind::part && node(node(x).operands[0]).kind == Kind::attention_grad);
+      const bool writes_anywhere = (kind == Kind::map && root[size_t(x)] &&
+                                    std::get<Map>(node(x).detail).keep == Keep::all && !is_bias_sum(x)) ||
+                                   kind == Kind::attention_grad ||
+                                   (kind == Kind::part && node(node(x).operands[0]).kind == Kind::attention_grad);
       const bool heads = kind == Kind::map || place.views[k].strides.back() == 1 || node(x).shape.back() == 1;
       const bool once = std::ranges::count(node(id).operands, x) == 1;
       bool alone = readers[size_t(x)] == std::vector{id};
       if (kind == Kind::attention_grad)  // its parts read it in name only
-        alone = std::ranges::all_of(readers[size_t(x)], [&](int32_t r) { return r == id || node(r).kind == Kind::part; });
+        alone =
+            std::ranges::all_of(readers[size_t(x)], [&](int32_t r) { return r == id || node(r).kind == Kind::part; });
       if (writes_anywhere && heads && alone && once && !is_output[size_t(x)] && node(x).dtype == node(id).dtype &&
           is_row_major(node(id).shape, layout[size_t(id)].view.strides)) {
         layout[size_t(x)] = {layout[size_t(id)].buffer,
@@ -426,17 +439,20 @@ void Plan::Parts::lay_out(const std::vector<Group>& groups) {
   for (int32_t id = 0; id < n; ++id) {
     if (!live[size_t(id)] || node(id).kind != Kind::assign) continue;
     const int32_t to = node(id).operands[0], from = node(id).operands[1];
-    const bool plain = node(from).kind == Kind::map && !is_bias_sum(from) && std::get<Map>(node(from).detail).keep == Keep::all && !is_output[size_t(from)];
+    const bool plain = node(from).kind == Kind::map && !is_bias_sum(from) &&
+                       std::get<Map>(node(from).detail).keep == Keep::all && !is_output[size_t(from)];
     const int32_t buffer = layout[size_t(to)].buffer;
     const bool free = layout[size_t(from)].buffer != none && !buffers[size_t(layout[size_t(from)].buffer)].outside;
     // nor may its kernel read the old one in another order than it writes
     const auto in_order = [&](int32_t x) {
       const Layout where = layout_of(x);
-      return where.buffer != buffer || (count_of(node(x).shape) == count_of(node(to).shape) && where.view.offset == 0 &&
-                                        is_row_major(node(x).shape, where.view.strides) && node(x).dtype == node(to).dtype);
+      return where.buffer != buffer ||
+             (count_of(node(x).shape) == count_of(node(to).shape) && where.view.offset == 0 &&
+              is_row_major(node(x).shape, where.view.strides) && node(x).dtype == node(to).dtype);
     };
     const auto reads_in_order = [&](int32_t r) { return std::ranges::all_of(reads_of(r), in_order); };
-    const auto group = std::ranges::find_if(groups, [&](const Group& g) { return std::ranges::find(g.roots, from) != g.roots.end(); });
+    const auto group =
+        std::ranges::find_if(groups, [&](const Group& g) { return std::ranges::find(g.roots, from) != g.roots.end(); });
     const bool in_place = plain && std::ranges::all_of(group->roots, reads_in_order);
     if (in_place && free && last_reader[size_t(buffer)] <= position[size_t(from)])
       layout[size_t(from)] = layout[size_t(to)];
@@ -513,16 +529,19 @@ void Plan::Parts::plan_group(const Group& group) {
   }
   for (size_t i = 0; i < from.size(); ++i)
     for (size_t o = 0; o < to.size(); ++o) {
-      bool same = spec.outputs[o].keep == Keep::all && from[i].view.offset == to[o].view.offset && from_type[i] == to_type[o];
+      bool same =
+          spec.outputs[o].keep == Keep::all && from[i].view.offset == to[o].view.offset && from_type[i] == to_type[o];
       for (size_t axis = 0; axis < group.space.size(); ++axis)
-        same = same && (group.space[axis] == 1 || spec.operands[i].view.strides[axis] == spec.outputs[o].view.strides[axis]);
+        same = same &&
+               (group.space[axis] == 1 || spec.operands[i].view.strides[axis] == spec.outputs[o].view.strides[axis]);
       if (same) step.in_place.push_back({from[i].buffer, to[o].buffer});
       else if (from[i].buffer == to[o].buffer && buffers[size_t(to[o].buffer)].outside)
         fail("plan: expected new values of an input to be read in its own order");
     }
   const auto kernel = std::make_shared<Fused>(*tape, std::move(spec), isa, graph.threads().count());
   step.kind = "map";
-  step.what = text("map ", to_string(group.space), ", ", kernel->operations(), " operations, ", from.size(), " in, ", to.size(), " out");
+  step.what = text("map ", to_string(group.space), ", ", kernel->operations(), " operations, ", from.size(), " in, ",
+                   to.size(), " out");
   step.scratch = kernel->scratch_bytes();
   step.prepare = [this, kernel, from, to, from_type, to_type] {
     std::vector<const std::byte*> in;
@@ -597,7 +616,8 @@ void Plan::Parts::plan_matmul(int32_t id) {
   Step step;
   step.position = position[size_t(result)];
   step.kind = "matmul";
-  step.what = text("matmul ", to_string(shape_a), " ", to_string(node(x.operands[1]).shape), with_bias == none ? "" : " + bias", ", ", kernel->path());
+  step.what = text("matmul ", to_string(shape_a), " ", to_string(node(x.operands[1]).shape),
+                   with_bias == none ? "" : " + bias", ", ", kernel->path());
   step.reads = {a.buffer, b.buffer};
   if (bias.buffer != none) step.reads.push_back(bias.buffer);
   step.writes = {c.buffer};
@@ -629,7 +649,8 @@ AttentionSpec attention_spec(const Shape& q, const Shape& k, Dtype type, const A
   AttentionSpec spec{};
   spec.batch = q[0], spec.queries = q[1], spec.heads = q[2], spec.head_dim = q[3];
   spec.keys = k[1], spec.kv_heads = k[2];
-  spec.scale = options.scale, spec.soft_cap = options.soft_cap, spec.causal = options.causal, spec.window = options.window;
+  spec.scale = options.scale, spec.soft_cap = options.soft_cap, spec.causal = options.causal,
+  spec.window = options.window;
   spec.type = type;
   return spec;
 }
@@ -658,7 +679,9 @@ void Plan::Parts::plan_attention(int32_t id) {
   step.flops = attention_flops(spec);
   step.scratch = kernel->scratch_bytes();
   step.prepare = [this, kernel, q, k, v, out, lse, lengths, starts, type = x.dtype] {
-    const auto ints = [&](const Layout& l) { return l.buffer == none ? nullptr : reinterpret_cast<const int32_t*>(at(l, Dtype::i32)); };
+    const auto ints = [&](const Layout& l) {
+      return l.buffer == none ? nullptr : reinterpret_cast<const int32_t*>(at(l, Dtype::i32));
+    };
     const void *pq = at(q, type), *pk = at(k, type), *pv = at(v, type);
     void *pout = at(out, type), *plse = at(lse, type);
     const int32_t *plengths = ints(lengths), *pstarts = ints(starts);
@@ -676,7 +699,8 @@ void Plan::Parts::plan_attention_grad(int32_t id) {
   for (int32_t operand : x.operands) in.push_back(layout_of(operand));
   const Layout dq = layout[size_t(id)], dk = layout[size_t(id) + 1], dv = layout[size_t(id) + 2];
   AttentionSpec spec = attention_spec(x.shape, node(x.operands[1]).shape, x.dtype, options);
-  spec.q = head_strides(in[0]), spec.k = head_strides(in[1]), spec.v = head_strides(in[2]), spec.out = head_strides(in[3]);
+  spec.q = head_strides(in[0]), spec.k = head_strides(in[1]), spec.v = head_strides(in[2]),
+  spec.out = head_strides(in[3]);
   spec.dout = head_strides(in[5]), spec.dq = head_strides(dq), spec.dk = head_strides(dk), spec.dv = head_strides(dv);
   const Layout lengths = options.has_lengths ? in[6] : Layout();
   const Layout starts = options.has_starts ? in[options.has_lengths ? 7 : 6] : Layout();
@@ -690,7 +714,9 @@ void Plan::Parts::plan_attention_grad(int32_t id) {
   step.flops = 2.5 * attention_flops(spec);
   step.scratch = kernel->scratch_bytes();
   step.prepare = [this, kernel, in, dq, dk, dv, lengths, starts, type = x.dtype] {
-    const auto ints = [&](const Layout& l) { return l.buffer == none ? nullptr : reinterpret_cast<const int32_t*>(at(l, Dtype::i32)); };
+    const auto ints = [&](const Layout& l) {
+      return l.buffer == none ? nullptr : reinterpret_cast<const int32_t*>(at(l, Dtype::i32));
+    };
     std::array<const void*, 6> p;
     for (size_t i = 0; i < 6; ++i) p[i] = at(in[i], type);
     void *pdq = at(dq, type), *pdk = at(dk, type), *pdv = at(dv, type);
@@ -766,11 +792,14 @@ void Plan::Parts::plan_scatter(int32_t id) {
       if (!base_data) std::memset(result, 0, bytes);
       else if (base_data != result) std::memcpy(result, base_data, bytes);
       for (int64_t i = 0; i < count; ++i) {
-        if (which[i] < 0 || which[i] >= table_rows) fail("scatter: expected ids of 0 to ", table_rows - 1, ", got ", which[i]);
+        if (which[i] < 0 || which[i] >= table_rows)
+          fail("scatter: expected ids of 0 to ", table_rows - 1, ", got ", which[i]);
         if (type == Dtype::f64)
-          f64.add_rows(reinterpret_cast<const double*>(from) + i * columns, 1, columns, reinterpret_cast<double*>(result) + which[i] * columns);
+          f64.add_rows(reinterpret_cast<const double*>(from) + i * columns, 1, columns,
+                       reinterpret_cast<double*>(result) + which[i] * columns);
         else
-          f32.add_rows(reinterpret_cast<const float*>(from) + i * columns, 1, columns, reinterpret_cast<float*>(result) + which[i] * columns);
+          f32.add_rows(reinterpret_cast<const float*>(from) + i * columns, 1, columns,
+                       reinterpret_cast<float*>(result) + which[i] * columns);
       }
     });
   };
@@ -867,7 +896,8 @@ void Plan::Parts::plan_memory() {
     }
     buffer.offset = offset;
     arena_bytes = std::max(arena_bytes, offset + bytes);
-    placed.insert(std::ranges::upper_bound(placed, offset, {}, [&](int32_t p) { return buffers[size_t(p)].offset; }), b);
+    placed.insert(std::ranges::upper_bound(placed, offset, {}, [&](int32_t p) { return buffers[size_t(p)].offset; }),
+                  b);
   }
   for (const Step& step : steps) scratch_bytes = std::max(scratch_bytes, step.scratch);
   arena = zero_memory(arena_bytes + scratch_bytes);
@@ -933,7 +963,8 @@ void Plan::run() {
 
 std::span<const std::byte> Plan::bytes(Tensor output, size_t element, bool floating) const {
   const Parts& p = *parts_;
-  const auto found = std::ranges::find_if(p.asked, [&](Tensor x) { return &x.graph() == &output.graph() && x.id() == output.id(); });
+  const auto found =
+      std::ranges::find_if(p.asked, [&](Tensor x) { return &x.graph() == &output.graph() && x.id() == output.id(); });
   if (found == p.asked.end() || output.node().kind == Kind::assign) fail("plan: expected one of its outputs");
   const Dtype type = output.dtype();
   if (size_of(type) != element || floating != (type == Dtype::f32 || type == Dtype::f64))
@@ -960,7 +991,8 @@ std::string line(const std::string& what, double flops, double bytes, double sec
   std::string result = numbers;
   if (runs) {
     const double each = seconds / runs;
-    std::snprintf(numbers, sizeof numbers, " %10.3f ms %7.1f GFLOP/s %6.1f GB/s", each * 1e3, flops / each * 1e-9, bytes / each * 1e-9);
+    std::snprintf(numbers, sizeof numbers, " %10.3f ms %7.1f GFLOP/s %6.1f GB/s", each * 1e3, flops / each * 1e-9,
+                  bytes / each * 1e-9);
     result += numbers;
   }
   return result + "  " + what + "\n";
@@ -992,7 +1024,8 @@ std::string Plan::totals() const {
   }
   std::string result;
   for (const auto& [kind, t] : kinds)
-    result += line(text(kind, ", ", t.kernels, t.kernels == 1 ? " kernel" : " kernels"), t.flops, t.bytes, t.seconds, t.runs);
+    result +=
+        line(text(kind, ", ", t.kernels, t.kernels == 1 ? " kernel" : " kernels"), t.flops, t.bytes, t.seconds, t.runs);
   return result + text("arena ", parts_->arena_bytes, " bytes, scratch ", parts_->scratch_bytes, " bytes\n");
 }
 

@@ -54,7 +54,8 @@ void check_shape(const char* operation, const Shape& shape) {
   int64_t bytes = 8;
   for (int64_t size : shape) {
     if (size < 1) fail(operation, ": expected sizes of 1 or more, got ", to_string(shape));
-    if (__builtin_mul_overflow(bytes, size, &bytes)) fail(operation, ": expected fewer elements, got ", to_string(shape));
+    if (__builtin_mul_overflow(bytes, size, &bytes))
+      fail(operation, ": expected fewer elements, got ", to_string(shape));
   }
 }
 
@@ -167,7 +168,8 @@ std::ostream& operator<<(std::ostream& out, Tensor x) {
 }
 
 Graph::Graph(int threads)
-    : threads_(std::make_shared<Threads>(threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency())))) {}
+    : threads_(
+          std::make_shared<Threads>(threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency())))) {}
 Graph::~Graph() = default;
 Threads& Graph::threads() { return *threads_; }
 
@@ -180,7 +182,8 @@ Tensor Graph::append(TensorNode node) {
 Memory zero_memory(size_t bytes) {
   constexpr size_t page = 2 << 20;
   const size_t alignment = bytes < page ? 64 : page, size = (bytes + alignment - 1) / alignment * alignment;
-  const std::shared_ptr<void> owner(std::aligned_alloc(alignment, std::max(size, alignment)), [](void* p) { std::free(p); });
+  const std::shared_ptr<void> owner(std::aligned_alloc(alignment, std::max(size, alignment)),
+                                    [](void* p) { std::free(p); });
   if (!owner) throw std::bad_alloc();
 #if defined(__linux__)
   if (size >= page) madvise(owner.get(), size, MADV_HUGEPAGE);
@@ -301,8 +304,12 @@ namespace {
 Tensor reduce_row(Tensor x, Reduction reduction) {
   using X = std::span<const Var>;
   switch (reduction) {
-    case Reduction::sum: return map("sum", {x}, [](Row row, X v) { return row.sum(v[0]); }, Keep::rows);
-    case Reduction::mean: return map("mean", {x}, [](Row row, X v) { return row.mean(v[0]); }, Keep::rows);
+    case Reduction::sum:
+      return map(
+          "sum", {x}, [](Row row, X v) { return row.sum(v[0]); }, Keep::rows);
+    case Reduction::mean:
+      return map(
+          "mean", {x}, [](Row row, X v) { return row.mean(v[0]); }, Keep::rows);
     case Reduction::max:
       return map(
           "max", {x},
@@ -329,7 +336,8 @@ Tensor reduce_row(Tensor x, Reduction reduction) {
 
 // Over the first axis of two, which becomes 1.
 Tensor sum_of_rows(Tensor x) {
-  return map("sum", {x}, [](Row, std::span<const Var> v) { return v[0]; }, Keep::columns);
+  return map(
+      "sum", {x}, [](Row, std::span<const Var> v) { return v[0]; }, Keep::columns);
 }
 
 }  // namespace
@@ -355,7 +363,8 @@ Tensor reduce(Tensor x, Reduction reduction, std::vector<int> axes) {
   if (sums && leading && (!left.empty() || columns > 4096)) {
     int64_t width = rows;  // without a row that is left, one as wide as the cache likes it
     if (left.empty())
-      for (width = 4096; columns % width; --width) {}
+      for (width = 4096; columns % width; --width) {
+      }
     Tensor total = sum_of_rows(reshape(x, {rows * columns / width, width}));
     if (left.empty()) total = reduce_row(total, Reduction::sum);
     if (reduction == Reduction::mean) total = total / double(columns);
@@ -415,7 +424,8 @@ Tensor expand(Tensor x, Shape shape) {
   check_shape("expand", shape);
   const auto [base, current] = base_view(x);
   const size_t rank = shape.size(), first = rank - size_t(x.rank());
-  if (rank < size_t(x.rank())) fail("expand: ", to_string(x.shape()), " to ", to_string(shape), ": expected no fewer axes");
+  if (rank < size_t(x.rank()))
+    fail("expand: ", to_string(x.shape()), " to ", to_string(shape), ": expected no fewer axes");
   Shape strides(rank, 0);
   for (size_t i = first; i < rank; ++i) {
     const int64_t size = x.shape()[i - first];
@@ -528,7 +538,8 @@ Tensor matmul(Tensor a, Tensor b) {
 Tensor gather(Tensor table, Tensor ids) {
   Graph& graph = common_graph("gather", std::array{table, ids});
   if (table.rank() != 2 || ids.dtype() != Dtype::i32)
-    fail("gather: ", to_string(table.shape()), " and ", to_string(ids.shape()), ": expected a table (V, C) and i32 ids");
+    fail("gather: ", to_string(table.shape()), " and ", to_string(ids.shape()),
+         ": expected a table (V, C) and i32 ids");
   Shape shape = ids.shape();
   shape.push_back(table.size(1));
   const Dtype type = table.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;

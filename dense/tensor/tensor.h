@@ -44,19 +44,19 @@ struct Formula {
 
 // The primitives. `operands` of a node are said beside each.
 enum class Kind : uint8_t {
-  input,      // memory outside: given by the user, or a parameter
-  counter,    // the number of each element, 0, 1, ...; never stored
-  random,     // uniform in [0, 1), a function of (seed, key, number of the element); never stored. key (2) i32
-  map,        // a formula of broadcast operands
-  matmul,     // (batch..., M, K), (batch..., K, N)
-  view,       // other strides over a node that is no view
-  place,      // a tensor put together from others, each where a view would find it
-  gather,     // rows of a table (V, C) by ids (..., )
-  scatter,    // ids, rows (ids, C), base or none: base, or zeros, plus each row where its id says
-  attention,  // q, k, v, [lengths, starts]
+  input,           // memory outside: given by the user, or a parameter
+  counter,         // the number of each element, 0, 1, ...; never stored
+  random,          // uniform in [0, 1), a function of (seed, key, number of the element); never stored. key (2) i32
+  map,             // a formula of broadcast operands
+  matmul,          // (batch..., M, K), (batch..., K, N)
+  view,            // other strides over a node that is no view
+  place,           // a tensor put together from others, each where a view would find it
+  gather,          // rows of a table (V, C) by ids (..., )
+  scatter,         // ids, rows (ids, C), base or none: base, or zeros, plus each row where its id says
+  attention,       // q, k, v, [lengths, starts]
   attention_grad,  // q, k, v, out, lse, dout, [lengths, starts]
-  part,       // a further result of an operand
-  assign,     // an input and its new values
+  part,            // a further result of an operand
+  assign,          // an input and its new values
 };
 
 // Element (i, j, ...) of a view is number offset + i * strides[0] + j * strides[1] + ... of its operand.
@@ -104,8 +104,8 @@ struct TensorNode {
   Shape shape;
   std::vector<int32_t> operands;
   std::variant<std::monostate, View, Map, Place, AttentionOptions, Memory, uint64_t> detail;  // uint64_t: a seed
-  std::string name = {};  // of an input
-  int32_t region = -1;    // of a checkpoint: its values are computed again for the gradient
+  std::string name = {};                                                                      // of an input
+  int32_t region = -1;  // of a checkpoint: its values are computed again for the gradient
 };
 
 class Tensor {
@@ -142,10 +142,10 @@ class Tensor {
   int32_t id_ = -1;
 };
 
-std::string to_string(const Shape& shape);                 // (2, 3)
-std::ostream& operator<<(std::ostream& out, Tensor x);     // shape, type and the first values
-int64_t count_of(const Shape& shape);                      // of elements
-Shape row_major(const Shape& shape);                       // strides
+std::string to_string(const Shape& shape);                               // (2, 3)
+std::ostream& operator<<(std::ostream& out, Tensor x);                   // shape, type and the first values
+int64_t count_of(const Shape& shape);                                    // of elements
+Shape row_major(const Shape& shape);                                     // strides
 Shape broadcast(const Shape& a, const Shape& b, const char* operation);  // throws Error where they do not fit
 
 class Graph {

@@ -114,7 +114,8 @@ void Parameters::widen() {
   for (auto& [name, parameter] : all_) {
     if (parameter.dtype == Dtype::f32 || !parameter.declared) continue;
     const Memory wide = zero_memory(size_t(count_of(parameter.shape)) * 4);
-    elements.load(parameter.memory.data, parameter.dtype, 1, count_of(parameter.shape), reinterpret_cast<float*>(wide.data));
+    elements.load(parameter.memory.data, parameter.dtype, 1, count_of(parameter.shape),
+                  reinterpret_cast<float*>(wide.data));
     parameter.dtype = Dtype::f32;
     parameter.memory = wide;
   }

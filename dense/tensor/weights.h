@@ -27,7 +27,7 @@ struct Parameter {
   Dtype dtype = Dtype::f32;
   Shape shape;
   Memory memory;
-  bool declared = false;   // by a page; else it came with a checkpoint
+  bool declared = false;    // by a page; else it came with a checkpoint
   std::string stored = {};  // the checkpoint's name, where that is another
   std::span<std::byte> bytes() const { return {memory.data, size_t(count_of(shape)) * size_of(dtype)}; }
 };
@@ -76,7 +76,9 @@ class Weights {
   Graph& graph() const { return *graph_; }
 
  private:
-  std::string join(std::string_view name) const { return prefix_.empty() ? std::string(name) : prefix_ + "." + std::string(name); }
+  std::string join(std::string_view name) const {
+    return prefix_.empty() ? std::string(name) : prefix_ + "." + std::string(name);
+  }
   Graph* graph_;
   Parameters* parameters_;
   std::string prefix_;

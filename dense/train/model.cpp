@@ -70,7 +70,8 @@ Model::Model(Page page, const std::filesystem::path& folder, int threads, const 
 // Throws Error before anything is changed.
 void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
   const auto vocabulary = int32_t(r.logits.size(-1));
-  const auto expect = [&](const char* what, std::span<const int32_t> given, int64_t count, int32_t least, int32_t most) {
+  const auto expect = [&](const char* what, std::span<const int32_t> given, int64_t count, int32_t least,
+                          int32_t most) {
     if (given.size() != size_t(count)) fail(what, ": expected ", count, " numbers, got ", given.size());
     for (size_t i = 0; i < given.size(); ++i)
       if ((given[i] < 0 || given[i] > most) && !(least < 0 && given[i] == least))
@@ -142,7 +143,8 @@ std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradi
     for (const auto& [name, x] : r->graph.parameters()) {
       const std::vector<float> values = x.value();
       const auto bad = std::ranges::find_if(values, [](float v) { return !std::isfinite(v); });
-      if (bad != values.end()) fail(name, ": expected finite weights, got ", *bad, " at element ", bad - values.begin());
+      if (bad != values.end())
+        fail(name, ": expected finite weights, got ", *bad, " at element ", bad - values.begin());
     }
   }
   return results;
@@ -208,7 +210,8 @@ void Model::save(const std::filesystem::path& folder) const {
   std::vector<StoredTensor> tensors;
   static constexpr const char* type_names[] = {"F32", "F64", "BF16", "F16", "I32"};
   for (const auto& [name, p] : parameters_.all())
-    tensors.push_back({p.stored.empty() ? name : p.stored, type_names[int(p.dtype)], p.shape, p.bytes(), p.memory.owner, {}});
+    tensors.push_back(
+        {p.stored.empty() ? name : p.stored, type_names[int(p.dtype)], p.shape, p.bytes(), p.memory.owner, {}});
   write_sharded(folder, tensors);
   const auto original = folder_.empty() ? std::filesystem::path() : folder_ / "config.json";
   write_fields(folder / "config.json", page_.fields, page_.model_type, original);

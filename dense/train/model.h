@@ -19,7 +19,7 @@ namespace dense {
 struct Page {
   std::string model_type, base;
   std::vector<std::string> inert, inert_tensors;
-  std::vector<ConfigField> fields;  // of the config
+  std::vector<ConfigField> fields;                               // of the config
   std::function<Tensor(Weights, Tensor ids, Context&)> forward;  // (B, T) -> (B, T, V)
   bool causal = false;  // labels are the tokens themselves, and each place is scored on the one that comes next
 };
