@@ -105,7 +105,7 @@ void bench_tensors(const Config& bench, const std::vector<std::u32string>& docs,
   Model model(page, 1, 42);
   Model::Training training;
   training.optimizer.adamw = {0.85, 0.99, 1e-8, 0};
-  double last_losses = 0, seconds = 0, flops = 0;
+  double last_losses = 0, last_tokens = 0, seconds = 0, flops = 0;
   std::vector<double> times;
   for (int step = 0; step < bench.tensor_steps; ++step) {
     if (step % int(batches.size()) == 0) std::shuffle(batches.begin(), batches.end(), random);
@@ -116,16 +116,18 @@ void bench_tensors(const Config& bench, const std::vector<std::u32string>& docs,
     times.push_back(std::chrono::duration<double>(Clock::now() - start).count());
     seconds += times.back();
     flops += model.training_plan().flops();
-    if (step >= bench.tensor_steps - 1000) last_losses += double(loss) / std::min(1000, bench.tensor_steps);
+    if (step < bench.tensor_steps - 1000) continue;
+    last_losses += double(loss) * batch.time;
+    last_tokens += batch.time;
   }
   std::nth_element(times.begin(), times.begin() + std::ptrdiff_t(times.size() / 2), times.end());
   const double sample = seconds / bench.tensor_steps / bench.batch;
   fmt::print("microgpt on tensors, width {}, float32, one thread: {} steps of {} documents, {} parameters\n", n_embd,
              bench.tensor_steps, bench.batch, model.parameters().count());
-  fmt::print(
-      "  {:6.2f} us per document (median step {:.2f}), {:.1f} GFLOP/s, {:.0f} % of oneDNN's {:.1f}; mean loss of the last 1,000 steps {:.3f}\n",
-      sample * 1e6, times[times.size() / 2] * 1e6 / bench.batch, flops / seconds * 1e-9, 100 * flops / seconds / rate,
-      rate * 1e-9, last_losses);
+  fmt::print("  {:6.2f} us per document (median step {:.2f}), {:.1f} GFLOP/s, {:.0f} % of oneDNN's {:.1f}\n",
+             sample * 1e6, times[times.size() / 2] * 1e6 / bench.batch, flops / seconds * 1e-9,
+             100 * flops / seconds / rate, rate * 1e-9);
+  fmt::print("  mean loss of a token, last 1,000 steps: {:.3f}\n", last_losses / last_tokens);
 }
 
 }  // namespace

@@ -20,6 +20,7 @@ namespace {
 struct Config {
   std::string model_type, data, out, precision = "f32";
   int steps = 200, batch = 8, time = 64, threads = 0;
+  bool profile = false;
   int64_t seed = 0;
   double lr = 3e-4, weight_decay = 0.1;
 
@@ -34,6 +35,7 @@ struct Config {
     f("optimizer.weight_decay", weight_decay, "of matrices");
     f("precision", precision, "f32, or bf16: products of bf16, everything else f32");
     f("threads", threads, "0: as many as the machine has", 0);
+    f("profile", profile, "at the end say how long each kernel took");
     f("seed", seed, "of the first weights and of what is read", INT64_MIN);
   }
 };
@@ -101,12 +103,14 @@ int train_command(const Call& call) {
     training.lr = config.lr * 0.5 * (1 + std::cos(3.14159265358979 * step / config.steps));
     const float loss = model.step({config.batch, config.time, ids, ids}, training);
     if (!std::isfinite(loss)) fail("step ", step + 1, ": the loss is ", loss, "; try a smaller --optimizer.lr");
+    if (step == 0 && config.profile) model.training_plan().profile(true);
     if (step++ == 0)
       say("first step after {:.2f} s\n",
           std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     progress.step(step, loss);
   }
   progress.finish();
+  if (config.profile && step > 0) say("{}", model.training_plan().summary());
   if (!config.out.empty()) {
     model.save(config.out);
     say("saved {}\n", config.out);

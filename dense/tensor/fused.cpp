@@ -483,7 +483,8 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
         if (!load.fixed) continue;
         T* const to = memory + load.slot * width;
         fetch(load, load.offset + column * load.column_stride, load.column_stride, n, to);
-        for (int64_t r = 1; r < block_rows; ++r) std::copy_n(to, n, to + r * n);
+        for (int64_t done = n, all = block_rows * n; done < all; done *= 2)
+          std::copy_n(to, std::min(done, all - done), to + done);
       }
       for (int64_t row = row_begin; row < row_end; row += block_rows) {
         const int64_t m = std::min(block_rows, row_end - row);

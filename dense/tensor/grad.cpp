@@ -39,7 +39,8 @@ Tensor sum_to(Tensor d, const Shape& shape) {
 // Whether views of one tensor see each of its elements once: parts along an axis, or every n-th of n.
 bool cover(std::vector<std::pair<Shape, View>> views, int64_t count) {
   std::ranges::sort(views, {}, [](const auto& v) { return v.second.offset; });
-  auto [shape, first] = views[0];
+  Shape shape = views[0].first;
+  View first = views[0].second;
   if (first.offset != 0) return false;
   if (views.size() > 1) {
     const auto same_strides = [&](const auto& v) { return v.second.strides == first.strides; };
@@ -153,11 +154,11 @@ class Sweep {
     if (!terms.parts.empty()) {
       // what equal views see is added first
       std::vector<std::pair<Tensor, View>> parts;
-      for (const auto& [d, view] : terms.parts) {
+      for (const auto& part : terms.parts) {
         const auto same = std::ranges::find_if(
-            parts, [&](const auto& p) { return p.second == view && p.first.shape() == d.shape(); });
-        if (same == parts.end()) parts.push_back({d, view});
-        else same->first = same->first + d;
+            parts, [&](const auto& p) { return p.second == part.second && p.first.shape() == part.first.shape(); });
+        if (same == parts.end()) parts.push_back(part);
+        else same->first = same->first + part.first;
       }
       std::vector<std::pair<Shape, View>> seen;
       for (const auto& [d, view] : parts) seen.push_back({d.shape(), view});
@@ -179,7 +180,8 @@ class Sweep {
 
   Tensor place(Tensor like, std::span<const std::pair<Tensor, View>> parts, bool covers) {
     if (covers && parts.size() == 1) {
-      const auto& [d, view] = parts[0];
+      const Tensor d = parts[0].first;
+      const View& view = parts[0].second;
       if (is_row_major(d.shape(), view.strides)) return reshape(d, like.shape());
       // the inverse of a permutation: d seen in the order of x
       std::vector<int> order;

@@ -89,8 +89,9 @@ void Parameters::check(std::span<const std::string> inert) const {
   std::string all;
   const auto add = [&](const std::string& problem) { all += (all.empty() ? "" : "; ") + problem; };
   for (const std::string& problem : problems_) add(problem);
-  for (const auto& [name, parameter] : all_) {
-    const bool minded = std::ranges::none_of(inert, [&](const std::string& end) { return name.ends_with(end); });
+  for (const auto& entry : all_) {
+    const auto& [name, parameter] = entry;
+    const bool minded = std::ranges::none_of(inert, [&](const auto& end) { return entry.first.ends_with(end); });
     if (!parameter.declared && minded) add(text(name, " ", to_string(parameter.shape), ": expected no such tensor"));
   }
   if (!all.empty()) fail(all);
