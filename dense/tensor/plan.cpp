@@ -505,17 +505,25 @@ void Plan::Parts::plan_group(const Group& group) {
     step.bytes += source.kind == Kind::counter ? 0 : double(count_of(x.shape)) * double(size_of(source.dtype));
     return inputs[id] = tape->input();
   };
-  const std::function<Var(int32_t)> compute = [&](int32_t id) -> Var {
-    const auto known = values.find(id);
-    if (known != values.end()) return known->second;
-    const Map& map = std::get<Map>(node(id).detail);
-    std::vector<Var> x;
-    for (int32_t operand : node(id).operands) {
-      const bool here = inlined_into(operand, map) ||
-                        (values.contains(operand) && std::get<Map>(node(operand).detail).keep != Keep::columns);
-      x.push_back(here ? compute(operand) : read(operand));
+  const auto compute = [&](int32_t id) {
+    std::set<int32_t> maps{id};  // and those that it computes itself: they come before it
+    for (std::vector<int32_t> open{id}; !open.empty();) {
+      const TensorNode& y = node(open.back());
+      open.pop_back();
+      for (int32_t x : y.operands)
+        if (inlined_into(x, std::get<Map>(y.detail)) && maps.insert(x).second) open.push_back(x);
     }
-    return values[id] = transcribe(*map.formula, columns, *tape, x);
+    for (int32_t y : maps) {
+      if (values.contains(y)) continue;
+      std::vector<Var> x;
+      for (int32_t operand : node(y).operands) {
+        const auto known = values.find(operand);
+        const bool here = known != values.end() && std::get<Map>(node(operand).detail).keep != Keep::columns;
+        x.push_back(here ? known->second : read(operand));
+      }
+      values[y] = transcribe(*std::get<Map>(node(y).detail).formula, columns, *tape, x);
+    }
+    return values.at(id);
   };
   for (int32_t id : group.roots) {
     const Map& map = std::get<Map>(node(id).detail);
@@ -991,7 +999,7 @@ std::string line(const std::string& what, double flops, double bytes, double sec
   std::string result = numbers;
   if (runs) {
     const double each = seconds / runs;
-    std::snprintf(numbers, sizeof numbers, " %10.3f ms %7.1f GFLOP/s %6.1f GB/s", each * 1e3, flops / each * 1e-9,
+    std::snprintf(numbers, sizeof numbers, " %11.2f us %7.1f GFLOP/s %6.1f GB/s", each * 1e6, flops / each * 1e-9,
                   bytes / each * 1e-9);
     result += numbers;
   }
