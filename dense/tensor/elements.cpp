@@ -83,7 +83,7 @@ void load(const std::byte* from, Dtype type, int64_t stride, int64_t n, T* to) {
     case Dtype::f16:
       if constexpr (sizeof(T) == 4) {
         const hn::Rebind<hwy::float16_t, decltype(d)> half;
-        for (; stride == 1 && i + lanes <= n; i += lanes)
+        for (; stride == 1 && lanes > 1 && i + lanes <= n; i += lanes)  // Highway's single lanes know no infinity
           hn::StoreU(hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(from) + i)), d, to + i);
       }
       return each(two, [](const std::byte* p) { return T(widened_half(element<uint16_t>(p))); });
