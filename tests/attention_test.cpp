@@ -213,10 +213,12 @@ std::vector<Case> cases() {
   for (const int64_t D : {1, 3, 5, 17}) add(make(1, 9, 9, 1, 1, D)), add(make(1, 1, 9, 1, 1, D), {}, {8});
   for (const int64_t T : {1, 4, 8, 9, 16})
     for (const int64_t D : {4, 8, 16}) {
-      add(make(2, T, T, 3, 3, D));
-      add(make(3, T, 16, 2, 2, D), {16, 0, 7}, {int32_t(16 - T), 2, -3})->soft_cap = 2;
+      add(make(2, T, T, 3, 3, D)), add(make(9, T, T, 3, 3, D)), add(make(3, T, T, 4, 4, D));
+      add(make(5, T, 16, 2, 2, D), {16, 0, 7, 16, 3}, {int32_t(16 - T), 2, -3, 0, 9})->soft_cap = 2;
       add(make(3, T, 7, 4, 2, D), {7, 1, 6}, {0, 6, 2})->window = 3;
-      add(make(3, T, 8, 2, 2, D), {8, 0, 7})->causal = false;
+      add(make(3, T, 7, 8, 8, D), {7, 1, 6}, {0, 6, 2})->window = 3;
+      add(make(5, T, 8, 4, 4, D), {8, 0, 7, 8, 8})->causal = false;
+      add(make(4, T, 16, 4, 4, D), {9, 9, 9, 9}, {3, 3, 3, 3});
     }
   add(make(2, 5, 77, 2, 2, 16), {}, {72, 30});  // queries after a past
   add(make(3, 1, 200, 4, 4, 64), {}, {199, 63, 64});
@@ -338,7 +340,7 @@ TEST(Attention, SameBitsForAnyNumberOfThreads) {
     std::vector<Case> all = {{make(2, 130, 130, 6, 3, 16), {100, 130}, {}},
                              {make(5, 1, 300, 6, 3, 64), {}, {299, 3, 70, 64, 63}},
                              {make(1, 300, 300, 1, 1, 32), {}, {}},
-                             {make(40, 8, 8, 4, 4, 4), {}, {}}};
+                             {make(400, 8, 8, 4, 4, 4), {}, {}}};
     for (const Case& c : all) {
       Arrays<float> want = arrays<float>(c);
       run(c, want, isa, 1);
@@ -391,18 +393,47 @@ TEST(Attention, SameBitsAloneAsAmongOthers) {
       }
 }
 
+// Small heads are done many at once, if there are many: a row alone has too few.
+TEST(Attention, SameBitsOfARowAloneAsInABatch) {
+  for (const Isa isa : isas())
+    for (const int64_t T : {1, 3, 8, 9, 16})
+      for (const int64_t D : {4, 8, 12, 16})
+        for (const auto& [window, cap] : {std::pair{0, 0.f}, {3, 0.f}, {0, 2.f}}) {
+          const int64_t B = 5, S = 16, H = 3;
+          Case c{make(B, T, S, H, H, D), {16, 0, 7, 16, 3}, {int32_t(16 - T), 2, -3, 0, 9}};
+          c.spec.window = window, c.spec.soft_cap = cap;
+          Arrays<float> all = arrays<float>(c);
+          run(c, all, isa);
+          for (int64_t b = 0; b < B; ++b) {
+            const auto row = [&](const std::vector<float>& x) {
+              const auto size = std::ptrdiff_t(x.size()) / B;
+              return std::vector<float>(x.begin() + b * size, x.begin() + (b + 1) * size);
+            };
+            Case alone{make(1, T, S, H, H, D), {c.lengths[size_t(b)]}, {c.starts[size_t(b)]}};
+            alone.spec.window = window, alone.spec.soft_cap = cap;
+            Arrays<float> a{row(all.q),    row(all.k),  row(all.v),  row(all.out), row(all.lse),
+                            row(all.dout), row(all.dq), row(all.dk), row(all.dv)};
+            const Arrays<float> want = a;
+            run(alone, a, isa);
+            EXPECT_TRUE(same_bits(a.out, want.out) && same_bits(a.lse, want.lse)) << alone << name(isa);
+            EXPECT_TRUE(same_bits(a.dq, want.dq) && same_bits(a.dk, want.dk) && same_bits(a.dv, want.dv))
+                << alone << name(isa);
+          }
+        }
+}
+
 // The first T of 24 queries and keys, as a problem of its own.
 TEST(Attention, SameBitsInAShorterText) {
   for (const Isa isa : isas())
     for (const int64_t D : {4, 16, 20}) {
-      Case c{make(1, 24, 24, 2, 2, D), {}, {}};
+      Case c{make(1, 24, 24, 8, 8, D), {}, {}};
       Arrays<float> all = arrays<float>(c);
       run(c, all, isa);
       for (const int64_t T : {1, 2, 5, 8, 16, 17}) {
         Arrays<float> a = all;
         c.spec.queries = c.spec.keys = T;
         run(c, a, isa);
-        const size_t size = size_t(T * 2 * D) * 4;
+        const size_t size = size_t(T * 8 * D) * 4;
         EXPECT_EQ(std::memcmp(a.out.data(), all.out.data(), size), 0) << c << name(isa);
         EXPECT_EQ(std::memcmp(a.dq.data(), all.dq.data(), size), 0) << c << name(isa);
       }

@@ -3,7 +3,7 @@
 // queries are the lanes: q (and dout) of up to 64 queries are transposed once, k and v are used as they lie in memory,
 // number by number, and row maxima, sums and masks need no work across lanes. For dk and dv, keys are the lanes. With
 // few queries, as in decoding, keys are the lanes as well, each block of them being transposed once for all heads that
-// share it.
+// share it. Of many small heads, finally, each is a lane.
 #ifndef DENSE_TENSOR_ATTENTION_CPP_
 #define DENSE_TENSOR_ATTENTION_CPP_
 #include "dense/tensor/attention.h"
@@ -21,7 +21,7 @@ namespace dense {
 // Queries and keys come in blocks of as many. Of keys this is part of the contract: it decides on the bits.
 inline constexpr int64_t block = 64;
 
-// Heads of at most as many queries, keys and numbers are done in registers.
+// Heads of at most as many queries, keys and numbers are done many at once.
 inline constexpr int64_t brief = 16;
 
 struct Attention::Call {
@@ -31,7 +31,7 @@ struct Attention::Call {
   const void* out_read;
   void *out, *lse, *delta;  // lse, delta (B, H, T)
   void *dq, *dk, *dv;
-  bool brief;  // all of a head in registers
+  bool brief;  // many heads at once
   bool few;    // keys along the lanes in the forward pass
   bool joint;  // dq together with dk and dv
 
@@ -61,7 +61,7 @@ struct Areas {
   int64_t by_dim(int i) const { return i * (dim * block + 16); }
   int64_t square(int i) const { return by_dim(4) + i * (block * block + 16); }
   int64_t row(int i) const { return square(2) + i * block; }
-  int64_t size() const { return row(8); }
+  int64_t size() const { return std::max(row(8), (3 * brief + 5) * brief * 16 + 64); }  // or for many heads at once
 };
 
 }  // namespace dense
@@ -220,10 +220,12 @@ class Worker {
     if constexpr (n == 8) return hn::Combine(d8, part(1), part(0));
     if constexpr (n == 16) return hn::Combine(d, hn::Combine(d8, part(3), part(2)), hn::Combine(d8, part(1), part(0)));
   }
-  static HWY_INLINE void store_blocks(V v, T* p, int64_t stride, int64_t i, int64_t count) {
+  // To row(0), row(4), ..., but for those from row(count) on.
+  template <class Row>
+  static HWY_INLINE void store_blocks(V v, int64_t count, const Row& row) {
     const hn::CappedTag<T, 4> d4;
     const auto part = [&](auto x, int64_t k) HWY_ATTR {
-      if (i + 4 * k < count) hn::StoreU(x, d4, p + (i + 4 * k) * stride);
+      if (4 * k < count) hn::StoreU(x, d4, row(4 * k));
     };
     if constexpr (n == 4) part(v, 0);
     const hn::CappedTag<T, 8> d8;
@@ -265,7 +267,8 @@ class Worker {
           unrolled<4>([&](auto k) HWY_ATTR { v[k] = hn::Mul(hn::LoadU(d, from + (j + int64_t(k)) * block + i), f); });
           transpose_blocks(v[0], v[1], v[2], v[3]);
           unrolled<4>([&](auto k) HWY_ATTR {
-            store_blocks(v[k], to + (i + int64_t(k)) * stride + j, stride, 0, count - i - int64_t(k));
+            const int64_t row = i + int64_t(k);
+            store_blocks(v[k], count - row, [&](int64_t r) { return to + (row + r) * stride + j; });
           });
         }
       for (; j < head_dim; ++j) {
@@ -456,7 +459,8 @@ class Worker {
   }
 
   void forward(int64_t item) const {
-    if (call.brief) return forward_briefly(item / spec.heads, item % spec.heads);
+    if constexpr (in_blocks)
+      if (call.brief) return with_heads(item, [&](const auto& heads, auto plain) { forward_heads<plain()>(heads); });
     if (call.few) return forward_few(item / spec.kv_heads, item % spec.kv_heads);
     const int64_t blocks = call.query_blocks(), head = item / blocks;  // the same head for long: its keys stay near
     const int64_t t = (blocks - 1 - item % blocks) * block;            // those with most keys first
@@ -615,167 +619,311 @@ class Worker {
     });
   }
 
-  // ---- all of a head at once: at most `brief` queries, keys and numbers per head, in registers
+  // ---- many heads at once, one per lane: at most `brief` queries, keys and numbers each
+  //
+  // Nothing goes from lane to lane, there are no masks but for rows of different lengths or starts, and keys that no
+  // query sees cost nothing. Numbers come and go by fours. Those of n heads are four vectors, a quarter of the heads in
+  // each, head i in block i % quarter: transpose_blocks makes of them a vector for each number.
 
-  // Copies `count` rows to rows of `brief` numbers, and adds zeros up to R rows.
-  template <size_t R>
-  HWY_INLINE void pad(const T* from, int64_t stride, int64_t count, T* to) const {
-    const hn::CappedTag<T, 4> d4;
-    for (int64_t j = 0; j < head_dim; j += 4) {
-      const T* p = from + j;
-      for (int64_t i = 0; i < count; ++i, p += stride) hn::StoreU(hn::LoadU(d4, p), d4, to + i * brief + j);
+#if HWY_TARGET != HWY_SCALAR
+  static constexpr int64_t quarter = n / 4;
+
+  struct Heads {
+    int64_t count;                      // their last quarter is repeated to fill the lanes
+    int64_t b[n], h[n];                 // of head i
+    int64_t longest, earliest, latest;  // of lengths and starts
+    bool alike;                         // they are all the same; if not:
+    int64_t length[n];                  // of head i
+    T lengths[n], starts[n];            // of the lanes
+  };
+  HWY_INLINE Heads heads_of(int64_t item) const {
+    Heads x;
+    const int64_t first = item * n;
+    x.count = std::min(n, spec.batch * spec.heads - first);
+    x.b[0] = first / spec.heads, x.h[0] = first % spec.heads;
+    for (int64_t i = 1; i < n; ++i) {
+      const int64_t before = i < x.count ? i - 1 : std::max(i - quarter, int64_t(0)),
+                    next = x.h[before] + (i < x.count);
+      const bool over = next == spec.heads;
+      x.b[i] = x.b[before] + over, x.h[i] = over ? 0 : next;
     }
-    for (int64_t i = count * brief; i < int64_t(R) * brief; i += n) hn::StoreU(hn::Zero(d), d, to + i);
+    x.longest = call.length(x.b[0]), x.earliest = x.latest = call.start(x.b[0]);
+    x.alike = true;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t length = x.length[i] = call.length(x.b[i]), start = call.start(x.b[i]);
+      x.lengths[lane(i)] = T(length), x.starts[lane(i)] = T(start);
+      x.alike = x.alike && length == x.longest && start == x.earliest;
+      x.longest = std::max(x.longest, length);
+      x.earliest = std::min(x.earliest, start), x.latest = std::max(x.latest, start);
+      if (!call.lengths && !call.starts) break;
+    }
+    return x;
   }
-  // to[j * block + i] = padded[i * brief + j] for one vector of lanes
-  HWY_INLINE void lanes_from_padded(const T* padded, T* to) const {
-    for (int64_t j = 0; j < head_dim; j += 4) {
-      V v[4];
-      unrolled<4>([&](auto k) HWY_ATTR {
-        v[k] = load_blocks([&](int64_t i) { return padded + (int64_t(k) + i) * brief + j; });
-      });
-      transpose_blocks(v[0], v[1], v[2], v[3]);
-      unrolled<4>([&](auto k) HWY_ATTR { hn::StoreU(v[k], d, to + (j + int64_t(k)) * block); });
-    }
+  static int64_t lane(int64_t head) { return head % quarter * 4 + head / quarter; }
+  // The keys that query t of any of the heads sees.
+  KeyRange range(const Heads& x, int64_t t) const {
+    return {keys_of(spec, x.earliest + t, x.longest).first, keys_of(spec, x.latest + t, x.longest).last};
+  }
+  // Whether query t of each head sees a key.
+  auto sees(const Heads& x, int64_t t, int64_t key) const {
+    const V zero = hn::Zero(d), end = x.alike ? hn::Set(d, T(x.longest)) : hn::LoadU(d, x.lengths);
+    const V start = x.alike ? hn::Set(d, T(x.earliest)) : hn::LoadU(d, x.starts);
+    const V p = hn::Add(start, hn::Set(d, T(t))), next = hn::Add(p, hn::Set(d, T(1)));
+    const V window = hn::Set(d, T(spec.window));
+    return within(hn::Set(d, T(key)), spec.window ? hn::Max(zero, hn::Sub(next, window)) : zero,
+                  spec.causal   ? hn::Min(end, next)
+                  : spec.window ? hn::Min(end, hn::Add(p, window))
+                                : end);
   }
 
-  // dots[i] = sum over j of rows[i][j] lanes[j]
-  template <size_t R>
-  HWY_INLINE void dots(const T* rows, const T* lanes, V (&sum)[R]) const {
-    unrolled<R>([&](auto i) HWY_ATTR { sum[i] = hn::Zero(d); });
-    for (int64_t j = 0; j < head_dim; ++j) {
-      const V x = hn::LoadU(d, lanes + j * block);
-      unrolled<R>([&](auto i) HWY_ATTR { sum[i] = hn::MulAdd(x, hn::Set(d, rows[int64_t(i) * brief + j]), sum[i]); });
-    }
+  // Where the heads of a tensor begin; where those of a quarter are adjacent, only its first one.
+  struct Places {
+    T* p[n];
+    int64_t time;
+    bool adjacent;
+  };
+  HWY_INLINE Places places(const Heads& x, const void* tensor, const AttentionSpec::Strides& s, bool plain,
+                           int64_t each = 1) const {
+    Places y;
+    y.time = s.time;
+    y.adjacent = quarter == 1 || (plain && each == 1 && s.head == 4 && spec.heads % quarter == 0);
+    for (int64_t i = 0; i < n; i += y.adjacent ? quarter : 1)
+      y.p[i] = const_cast<T*>(at(tensor, s, x.b[i], 0, each == 1 ? x.h[i] : x.h[i] / each));
+    return y;
   }
 
-  // to[lane][j] = factor * sum over i of rows[i][j] p[i]
-  template <size_t R>
-  HWY_INLINE void weigh(const T* rows, const V (&p)[R], V factor, int64_t count, T* to, int64_t stride) const {
-    for (int64_t j = 0; j < head_dim; j += 4) {
-      V sum[4];
-      unrolled<4>([&](auto k) HWY_ATTR { sum[k] = hn::Zero(d); });
-      unrolled<R>([&](auto i) HWY_ATTR {
-        unrolled<4>([&](auto k) HWY_ATTR {
-          sum[k] = hn::MulAdd(p[i], hn::Set(d, rows[int64_t(i) * brief + j + int64_t(k)]), sum[k]);
-        });
-      });
-      unrolled<4>([&](auto k) HWY_ATTR { sum[k] = hn::Mul(sum[k], factor); });
-      transpose_blocks(sum[0], sum[1], sum[2], sum[3]);
-      unrolled<4>([&](auto k)
-                      HWY_ATTR { store_blocks(sum[k], to + int64_t(k) * stride + j, stride, 0, count - int64_t(k)); });
-    }
-  }
-
-  template <size_t R>
-  HWY_NOINLINE HWY_FLATTEN void forward_briefly(int64_t b, int64_t h) const {
-    T *k = square(0), *v = k + brief * brief, *q = v + brief * brief, *qt = by_dim(0), *lse = row(0), *first = row(1),
-      *last = row(2);
-    const int64_t g = h / group, length = call.length(b), count = spec.queries;
-    pad<R>(at(call.k, spec.k, b, 0, g), spec.k.time, length, k);
-    pad<R>(at(call.v, spec.v, b, 0, g), spec.v.time, length, v);
-    pad<brief>(at(call.q, spec.q, b, 0, h), spec.q.time, count, q);
-    lanes_from_padded(q, qt);
-    ranges(call.start(b), length, n, first, last);
-    V p[R];
-    dots(k, qt, p);
-    with_cap([&](auto capped) HWY_ATTR {
-      const V from = hn::LoadU(d, first), to = hn::LoadU(d, last), none = hn::Neg(hn::Inf(d));
-      V m = hn::Set(d, lowest), sum = hn::Zero(d);
-      unrolled<R>([&](auto i) HWY_ATTR {
-        p[i] = hn::IfThenElse(within(hn::Set(d, T(i())), from, to), score<capped()>(p[i]), none);
-        m = hn::Max(m, p[i]);
-      });
-      unrolled<R>([&](auto i) HWY_ATTR {
-        p[i] = exp(hn::Sub(p[i], m));
-        sum = hn::Add(sum, p[i]);
-      });
-      hn::StoreU(hn::Add(m, math::log(d, sum)), d, lse);
-      weigh(v, p, inverse(sum), count, at(call.out, spec.out, b, 0, h), spec.out.time);
+  // Numbers offset .. offset + 3 of each head.
+  static HWY_INLINE void load(const Places& x, int64_t offset, V (&v)[4]) {
+    unrolled<4>([&](auto i) HWY_ATTR {
+      T* const* p = x.p + int64_t(i) * quarter;
+      v[i] = x.adjacent ? hn::LoadU(d, *p + offset) : load_blocks([&](int64_t k) { return p[k / 4] + offset; });
     });
-    std::copy_n(lse, count, static_cast<T*>(call.lse) + row_at(b, 0, h));
+    transpose_blocks(v[0], v[1], v[2], v[3]);
   }
-  void forward_briefly(int64_t b, int64_t h) const {
-    if constexpr (in_blocks) spec.keys <= 8 ? forward_briefly<8>(b, h) : forward_briefly<16>(b, h);
-  }
-
-  // dq, keys being the rows: they are R.
-  template <size_t R>
-  HWY_NOINLINE HWY_FLATTEN void dq_briefly(const T* qt, const T* doutt, const T* k, const T* v, const T* lse,
-                                           const T* deltas, const T* first, const T* last, T* dq) const {
-    V p[R], ds[R];
-    dots(k, qt, p);
-    dots(v, doutt, ds);
-    with_cap([&](auto capped) HWY_ATTR {
-      const V from = hn::LoadU(d, first), to = hn::LoadU(d, last);
-      const V lane_lse = hn::LoadU(d, lse), lane_delta = hn::LoadU(d, deltas);
-      unrolled<R>([&](auto i) HWY_ATTR {
-        const auto seen = within(hn::Set(d, T(i())), from, to);
-        ds[i] = gradient<true, capped()>(p[i], ds[i], lane_lse, lane_delta, seen, p[i]);
+  // Of a key, which is not read but 0 where it lies behind a head's length: none that is asked for if all are alike.
+  template <bool plain>
+  HWY_INLINE void load_key(const Heads& heads, const Places& x, int64_t key, int64_t j, V (&v)[4]) const {
+    static constexpr T zeros[4]{};
+    const int64_t offset = key * x.time + j;
+    if (plain || heads.alike) return load(x, offset, v);
+    unrolled<4>([&](auto i) HWY_ATTR {
+      v[i] = load_blocks([&](int64_t k) {
+        const int64_t head = int64_t(i) * quarter + k / 4;
+        return key < heads.length[head] ? x.p[head] + offset : zeros;
       });
     });
-    weigh(k, ds, scale, spec.queries, dq, spec.dq.time);
+    transpose_blocks(v[0], v[1], v[2], v[3]);
   }
-  // dk and dv, queries being the rows: they are R.
-  template <size_t R>
-  HWY_NOINLINE HWY_FLATTEN void dk_briefly(const T* kt, const T* vt, const T* q, const T* dout, const T* lse,
-                                           const T* deltas, const T* first, const T* last, int64_t count, T* dk,
-                                           T* dv) const {
-    V p[R], ds[R];
-    dots(q, kt, p);
-    dots(dout, vt, ds);
-    with_cap([&](auto capped) HWY_ATTR {
-      const V key = hn::Iota(d, T(0));
-      unrolled<R>([&](auto i) HWY_ATTR {
-        const auto seen = within(key, hn::Set(d, first[i()]), hn::Set(d, last[i()]));
-        ds[i] = gradient<true, capped()>(p[i], ds[i], hn::Set(d, lse[i()]), hn::Set(d, deltas[i()]), seen, p[i]);
-      });
+  static HWY_INLINE void store(const Heads& heads, const Places& x, int64_t offset, V (&v)[4]) {
+    transpose_blocks(v[0], v[1], v[2], v[3]);
+    unrolled<4>([&](auto i) HWY_ATTR {
+      T* const* p = x.p + int64_t(i) * quarter;
+      const int64_t left = heads.count - int64_t(i) * quarter;
+      if (x.adjacent && left > 0) hn::StoreU(v[i], d, *p + offset);
+      else store_blocks(v[i], 4 * left, [&](int64_t k) { return p[k / 4] + offset; });
     });
-    weigh(q, ds, scale, count, dk, spec.dk.time);
-    weigh(dout, p, hn::Set(d, T(1)), count, dv, spec.dv.time);
   }
 
-  // R: that many keys and queries at most.
-  template <size_t R>
-  void backward_briefly(int64_t b, int64_t h) const {
-    T *q = square(0), *k = q + brief * brief, *v = k + brief * brief, *dout = v + brief * brief,
-      *out = dout + brief * brief;
-    T *qt = by_dim(0), *kt = by_dim(1), *vt = by_dim(2), *doutt = by_dim(3), *outt = square(1);
-    T *lse = row(0), *deltas = row(1), *first = row(2), *last = row(3);
-    const int64_t length = call.length(b), count = spec.queries;
-    T *dk = at(call.dk, spec.dk, b, 0, h), *dv = at(call.dv, spec.dv, b, 0, h);
-    pad<brief>(at(call.q, spec.q, b, 0, h), spec.q.time, count, q);
-    pad<brief>(at(call.k, spec.k, b, 0, h), spec.k.time, length, k);
-    pad<brief>(at(call.v, spec.v, b, 0, h), spec.v.time, length, v);
-    pad<brief>(at(call.dout, spec.dout, b, 0, h), spec.dout.time, count, dout);
-    pad<brief>(at(call.out_read, spec.out, b, 0, h), spec.out.time, count, out);
-    lanes_from_padded(q, qt);
-    lanes_from_padded(dout, doutt);
-    lanes_from_padded(out, outt);
-    ranges(call.start(b), length, brief, first, last);
-    std::fill(last + count, last + brief, T(0));
-    std::fill_n(lse, brief, T(0));
-    std::copy_n(static_cast<const T*>(call.lse) + row_at(b, 0, h), count, lse);
-    hn::StoreU(delta(outt, doutt), d, deltas);
-    dq_briefly<R>(qt, doutt, k, v, lse, deltas, first, last, at(call.dq, spec.dq, b, 0, h));
-    if (length) {
-      lanes_from_padded(k, kt);
-      lanes_from_padded(v, vt);
-      dk_briefly<R>(kt, vt, q, dout, lse, deltas, first, last, length, dk, dv);
-    }
-    for (int64_t i = length; i < spec.keys; ++i) {
-      std::fill_n(dk + i * spec.dk.time, head_dim, T(0));
-      std::fill_n(dv + i * spec.dv.time, head_dim, T(0));
-    }
+  // sum += x[0] y[0] + ... + x[3] y[3], y being vectors in memory
+  static HWY_INLINE V dot(const V (&x)[4], const T* y, V sum) {
+    unrolled<4>([&](auto i) HWY_ATTR { sum = hn::MulAdd(x[i], hn::Load(d, y + int64_t(i) * n), sum); });
+    return sum;
   }
-  void backward_briefly(int64_t b, int64_t h) const {
-    if constexpr (in_blocks)
-      std::max(spec.keys, spec.queries) <= 8 ? backward_briefly<8>(b, h) : backward_briefly<16>(b, h);
+  // sum[0 .. 3] += x y[0 .. 3]
+  static HWY_INLINE void add(V x, const T* y, V (&sum)[4]) {
+    unrolled<4>([&](auto i) HWY_ATTR { sum[i] = hn::MulAdd(x, hn::Load(d, y + int64_t(i) * n), sum[i]); });
   }
+  static HWY_INLINE void keep(const V (&v)[4], T* to) {
+    unrolled<4>([&](auto i) HWY_ATTR { hn::Store(v[i], d, to + int64_t(i) * n); });
+  }
+  static HWY_INLINE void fetch(const T* from, V (&v)[4]) {
+    unrolled<4>([&](auto i) HWY_ATTR { v[i] = hn::Load(d, from + int64_t(i) * n); });
+  }
+  static HWY_INLINE void clear(V (&v)[4]) {
+    unrolled<4>([&](auto i) HWY_ATTR { v[i] = hn::Zero(d); });
+  }
+  static HWY_INLINE void multiply(V (&v)[4], V factor) {
+    unrolled<4>([&](auto i) HWY_ATTR { v[i] = hn::Mul(v[i], factor); });
+  }
+
+  // Plain: heads that are alike, and no soft cap. Of the numbers of a head the last four, often all there are, go along
+  // with what is done to scores; those before them go by fours, as part of scores before it and of results after it.
+  template <bool plain>
+  HWY_NOINLINE HWY_FLATTEN void forward_heads(const Heads& heads) const {
+    const int64_t queries = spec.queries, row = head_dim * n, tail = head_dim - 4;
+    const Places q = places(heads, call.q, spec.q, plain), k = places(heads, call.k, spec.k, plain, group),
+                 v = places(heads, call.v, spec.v, plain, group), out = places(heads, call.out, spec.out, plain);
+    T *ks = scratch, *vs = ks + spec.keys * row + n, *p = vs + spec.keys * row + n, *lse = p + spec.keys * n;
+    for (int64_t key = 0; key < heads.longest; ++key)
+      for (int64_t j = 0; j < head_dim; j += 4) {
+        V x[4];
+        load_key<plain>(heads, k, key, j, x), keep(x, ks + key * row + j * n);
+        load_key<plain>(heads, v, key, j, x), keep(x, vs + key * row + j * n);
+      }
+    for (int64_t t = 0; t < queries; ++t) {
+      const auto [first, last] = range(heads, t);
+      V x[4], sum = hn::Zero(d), m = hn::Set(d, lowest);
+      for (int64_t j = 0; j < tail; j += 4) {
+        load(q, t * q.time + j, x);
+        for (int64_t key = first; key < last; ++key) {
+          const V before = j ? hn::Load(d, p + key * n) : hn::Zero(d);
+          hn::Store(dot(x, ks + key * row + j * n, before), d, p + key * n);
+        }
+      }
+      load(q, t * q.time + tail, x);
+      for (int64_t key = first; key < last; ++key) {
+        const V y = dot(x, ks + key * row + tail * n, tail ? hn::Load(d, p + key * n) : hn::Zero(d));
+        V s;
+        if constexpr (plain) s = score<false>(y);
+        else
+          s = hn::IfThenElse(sees(heads, t, key), spec.soft_cap != 0 ? score<true>(y) : score<false>(y),
+                             hn::Neg(hn::Inf(d)));
+        m = hn::Max(m, s);
+        hn::Store(s, d, p + key * n);
+      }
+      clear(x);
+      for (int64_t key = first; key < last; ++key) {
+        const V y = exp(hn::Sub(hn::Load(d, p + key * n), m));
+        sum = hn::Add(sum, y);
+        add(y, vs + key * row + tail * n, x);
+        hn::Store(y, d, p + key * n);
+      }
+      const V factor = inverse(sum);
+      multiply(x, factor), store(heads, out, t * out.time + tail, x);
+      for (int64_t j = 0; j < tail; j += 4) {
+        clear(x);
+        for (int64_t key = first; key < last; ++key) add(hn::Load(d, p + key * n), vs + key * row + j * n, x);
+        multiply(x, factor), store(heads, out, t * out.time + j, x);
+      }
+      hn::Store(hn::Add(m, math::log(d, sum)), d, lse + t * n);
+    }
+    const Places to = places(heads, call.lse, lse_strides(), false);
+    int64_t t = 0;
+    for (; t < queries - 3; t += 4) {
+      V x[4];
+      fetch(lse + t * n, x), store(heads, to, t, x);
+    }
+    for (; t < queries; ++t)
+      for (int64_t i = 0; i < heads.count; ++i) to.p[i][t] = lse[t * n + lane(i)];
+  }
+  AttentionSpec::Strides lse_strides() const { return {spec.heads * spec.queries, 1, spec.queries}; }
+
+  template <bool plain>
+  HWY_NOINLINE HWY_FLATTEN void backward_heads(const Heads& heads) const {
+    const int64_t queries = spec.queries, row = head_dim * n, tail = head_dim - 4, area = queries * row + n;
+    T *qs = scratch, *douts = qs + area, *dqs = douts + area, *p = dqs + area, *ds = p + queries * n;
+    T *lse = ds + queries * n, *deltas = lse + queries * n, *kept = deltas + queries * n;
+    const Places k = places(heads, call.k, spec.k, plain), v = places(heads, call.v, spec.v, plain);
+    const Places dk = places(heads, call.dk, spec.dk, plain), dv = places(heads, call.dv, spec.dv, plain);
+    KeyRange ranges_[brief];
+    {
+      const Places q = places(heads, call.q, spec.q, plain), out = places(heads, call.out_read, spec.out, plain);
+      const Places dout = places(heads, call.dout, spec.dout, plain);
+      for (int64_t t = 0; t < queries; ++t) {
+        ranges_[t] = range(heads, t);
+        V sum = hn::Zero(d);
+        for (int64_t j = 0; j < head_dim; j += 4) {
+          const int64_t place = t * row + j * n;
+          V x[4];
+          load(q, t * q.time + j, x), keep(x, qs + place);
+          load(dout, t * dout.time + j, x), keep(x, douts + place);
+          load(out, t * out.time + j, x), sum = dot(x, douts + place, sum);
+          clear(x), keep(x, dqs + place);
+        }
+        hn::Store(sum, d, deltas + t * n);
+      }
+      const Places from = places(heads, call.lse, lse_strides(), false);
+      int64_t t = 0;
+      for (; t < queries - 3; t += 4) {
+        V x[4];
+        load(from, t, x), keep(x, lse + t * n);
+      }
+      for (; t < queries; ++t)
+        for (int64_t i = 0; i < n; ++i) lse[t * n + lane(i)] = from.p[i][t];
+    }
+    int64_t begin = 0, end = 0;  // the queries that see the key
+    for (int64_t key = 0; key < spec.keys; ++key) {
+      while (begin < queries && ranges_[begin].last <= key) ++begin;
+      while (end < queries && ranges_[end].first <= key) ++end;
+      V key4[4], value4[4], dkey[4], dvalue[4];
+      const int64_t to_dk = key * dk.time, to_dv = key * dv.time;
+      if (begin >= end) {
+        for (int64_t j = 0; j < head_dim; j += 4) {
+          clear(dkey), store(heads, dk, to_dk + j, dkey);
+          clear(dvalue), store(heads, dv, to_dv + j, dvalue);
+        }
+        continue;
+      }
+      for (int64_t j = 0; j < tail; j += 4) {
+        load_key<plain>(heads, k, key, j, key4), keep(key4, kept + j * n);
+        load_key<plain>(heads, v, key, j, value4);
+        for (int64_t t = begin; t < end; ++t) {
+          T *x = p + t * n, *y = ds + t * n;
+          hn::Store(dot(key4, qs + t * row + j * n, j ? hn::Load(d, x) : hn::Zero(d)), d, x);
+          hn::Store(dot(value4, douts + t * row + j * n, j ? hn::Load(d, y) : hn::Zero(d)), d, y);
+        }
+      }
+      // What a query adds to dk and dv and gets for dq: four numbers of each.
+      const auto spread = [&](V weight, V slope, int64_t place) HWY_ATTR {
+        V dquery[4];
+        fetch(dqs + place, dquery);
+        add(weight, douts + place, dvalue);
+        add(slope, qs + place, dkey);
+        unrolled<4>([&](auto i) HWY_ATTR { dquery[i] = hn::MulAdd(slope, key4[i], dquery[i]); });
+        keep(dquery, dqs + place);
+      };
+      const auto finish = [&](int64_t j) HWY_ATTR {
+        multiply(dkey, scale);
+        store(heads, dk, to_dk + j, dkey), store(heads, dv, to_dv + j, dvalue);
+      };
+      load_key<plain>(heads, k, key, tail, key4);
+      load_key<plain>(heads, v, key, tail, value4);
+      clear(dkey), clear(dvalue);
+      for (int64_t t = begin; t < end; ++t) {
+        const int64_t place = t * row + tail * n;
+        const V x = dot(key4, qs + place, tail ? hn::Load(d, p + t * n) : hn::Zero(d));
+        const V y = dot(value4, douts + place, tail ? hn::Load(d, ds + t * n) : hn::Zero(d));
+        const V row_lse = hn::Load(d, lse + t * n), row_delta = hn::Load(d, deltas + t * n);
+        V weight, slope;
+        if constexpr (plain) {
+          slope = gradient<false, false>(x, y, row_lse, row_delta, true, weight);
+        } else {
+          const auto seen = sees(heads, t, key);
+          slope = spec.soft_cap != 0 ? gradient<true, true>(x, y, row_lse, row_delta, seen, weight)
+                                     : gradient<true, false>(x, y, row_lse, row_delta, seen, weight);
+        }
+        spread(weight, slope, place);
+        hn::Store(weight, d, p + t * n);
+        hn::Store(slope, d, ds + t * n);
+      }
+      finish(tail);
+      for (int64_t j = 0; j < tail; j += 4) {
+        fetch(kept + j * n, key4), clear(dkey), clear(dvalue);
+        for (int64_t t = begin; t < end; ++t) spread(hn::Load(d, p + t * n), hn::Load(d, ds + t * n), t * row + j * n);
+        finish(j);
+      }
+    }
+    const Places dq = places(heads, call.dq, spec.dq, plain);
+    for (int64_t t = 0; t < queries; ++t)
+      for (int64_t j = 0; j < head_dim; j += 4) {
+        V x[4];
+        fetch(dqs + t * row + j * n, x), multiply(x, scale), store(heads, dq, t * dq.time + j, x);
+      }
+  }
+
+  // f with an item's heads, and whether they are plain as a type.
+  template <class F>
+  HWY_INLINE void with_heads(int64_t item, const F& f) const {
+    const Heads heads = heads_of(item);
+    if (heads.alike && spec.soft_cap == 0) f(heads, std::true_type());
+    else f(heads, std::false_type());
+  }
+#endif
 
   // Unless at once: first all blocks of keys, then all of queries, head by head, those with most to do first.
   void backward(int64_t item) const {
-    if (call.brief) return backward_briefly(item / spec.heads, item % spec.heads);
+    if constexpr (in_blocks)
+      if (call.brief) return with_heads(item, [&](const auto& heads, auto plain) { backward_heads<plain()>(heads); });
     if (call.joint) return backward_jointly(item / spec.kv_heads, item % spec.kv_heads);
     const int64_t key_blocks = call.key_blocks(), key_items = spec.batch * spec.kv_heads * key_blocks;
     if (item < key_items) {
@@ -849,8 +997,10 @@ Attention::Attention(const AttentionSpec& spec, Isa isa, int threads) : spec_(sp
   check(threads >= 1, "at least 1 thread", threads);
   if (spec.type != Dtype::f32 && spec.type != Dtype::f64) fail("attention: expected f32 or f64, got ", name(spec.type));
   kernels_ = kernels(spec.type, isa);
-  brief_ = kernels_.in_blocks && spec.queries <= std::min<int64_t>(brief, kernels_.lanes) && spec.keys <= brief &&
-           spec.head_dim % 4 == 0 && spec.head_dim <= brief;
+  // An item of few heads costs as much as one of many: as much, as measured, as so many of them one by one.
+  const int64_t worth = std::min<int64_t>(kernels_.lanes / 2, spec.keys * (spec.head_dim + spec.queries) / 32);
+  brief_ = kernels_.in_blocks && spec.queries <= brief && spec.keys <= brief && spec.head_dim % 4 == 0 &&
+           spec.head_dim <= brief && spec.batch * spec.heads >= worth;
   thread_bytes_ = (size_t(Areas(spec.head_dim).size()) * size_of(spec.type) + 63) / 64 * 64;
 }
 
@@ -874,9 +1024,11 @@ void Attention::forward(const void* q, const void* k, const void* v, const int32
   Call call{s, lengths, starts, q, k, v, nullptr, nullptr, out, lse, nullptr, nullptr, nullptr, nullptr, {}, {}, {}};
   call.brief = brief_;
   call.few = !brief_ && s.queries <= 4 && s.queries * call.group() <= block;
-  const int64_t items = s.batch * (brief_ ? s.heads : call.few ? s.kv_heads : s.heads * call.query_blocks());
+  const int64_t items = brief_     ? (s.batch * s.heads + kernels_.lanes - 1) / kernels_.lanes
+                        : call.few ? s.batch * s.kv_heads
+                                   : s.batch * s.heads * call.query_blocks();
   const int64_t lanes = call.few ? s.queries * call.group() : std::min(block, s.queries);
-  run(kernels_.forward, call, items, 50 + lanes * s.keys * (s.head_dim + 8) / 32, scratch, threads);
+  run(kernels_.forward, call, items, 50 + lanes * s.keys * (s.head_dim + 8) / (brief_ ? 4 : 32), scratch, threads);
 }
 
 void Attention::backward(const void* q, const void* k, const void* v, const void* out, const void* lse,
@@ -884,7 +1036,7 @@ void Attention::backward(const void* q, const void* k, const void* v, const void
                          std::byte* scratch, Threads& threads) const {
   const AttentionSpec& s = spec_;
   Call call{s, lengths, starts, q, k, v, dout, out, nullptr, const_cast<void*>(lse), scratch, dq, dk, dv, {}, {}, {}};
-  call.brief = brief_ && call.group() == 1 && s.keys <= kernels_.lanes;
+  call.brief = brief_ && call.group() == 1;
   // Five products instead of seven if that leaves no more than two of seven threads idle in the end.
   const int64_t jobs = s.batch * s.kv_heads, rounds = (jobs + threads_ - 1) / threads_;
   call.joint = s.head_dim % kernels_.lanes == 0 && rounds * threads_ * 5 <= jobs * 7;
@@ -892,10 +1044,10 @@ void Attention::backward(const void* q, const void* k, const void* v, const void
     run(kernels_.delta, call, s.batch * s.heads * call.query_blocks(), 20 + std::min(block, s.queries) * s.head_dim / 8,
         scratch, threads);
   const int64_t rows = call.brief || !call.joint ? std::min(block, s.queries) : s.queries * call.group();
-  const int64_t items = call.brief   ? s.batch * s.heads
+  const int64_t items = call.brief   ? (s.batch * s.heads + kernels_.lanes - 1) / kernels_.lanes
                         : call.joint ? jobs
                                      : s.batch * (s.kv_heads * call.key_blocks() + s.heads * call.query_blocks());
-  run(kernels_.backward, call, items, 100 + rows * s.keys * (s.head_dim + 8) / 16, scratch, threads);
+  run(kernels_.backward, call, items, 100 + rows * s.keys * (s.head_dim + 8) / (call.brief ? 2 : 16), scratch, threads);
 }
 
 }  // namespace dense

@@ -13,8 +13,8 @@
 // Same bits for a query at a position with given visible keys, whatever else is computed and by however many threads:
 // blocks of keys lie at multiples of 64 of the key's position, and every sum (over head_dim, over the keys, over the
 // queries of a key) is one chain of multiply-adds in rising order, to which whatever is masked adds 0. So nothing
-// depends on which queries share a block, nor on whether queries (many) or keys (few queries: decoding) fill the lanes
-// of vectors.
+// depends on which queries share a block, nor on whether queries (many), keys (few queries: decoding) or heads (small
+// ones) fill the lanes of vectors.
 #pragma once
 
 #include <cstddef>
@@ -62,7 +62,7 @@ class Attention {
   struct Kernels {
     Run forward, delta, backward;
     int lanes;       // of a vector
-    bool in_blocks;  // there are kernels for heads that fit in registers
+    bool in_blocks;  // there are kernels for many small heads at once
   };
 
  private:
@@ -71,7 +71,7 @@ class Attention {
   AttentionSpec spec_;
   Kernels kernels_;
   int threads_;
-  bool brief_;           // heads fit in registers
+  bool brief_;           // many small heads at once
   size_t thread_bytes_;  // of scratch, for each thread
 };
 
