@@ -71,8 +71,10 @@ struct Plan::Parts {
   std::vector<char> root, is_output;
   std::vector<Layout> layout;
   std::vector<Buffer> buffers;
+  std::vector<int32_t> owner;  // of each buffer the one in whose memory it lies
   std::vector<Step> steps;
-  Memory arena;
+  std::shared_ptr<Arena> arena;
+  std::byte* prepared = nullptr;  // where the arena was when the steps were made
   size_t arena_bytes = 0, scratch_bytes = 0;
   std::byte* scratch = nullptr;
   bool profiling = false;
@@ -111,6 +113,7 @@ struct Plan::Parts {
   void plan_copy(int32_t when, const Layout& from, const Layout& to, const Shape& shape, Dtype from_type, Dtype to_type,
                  const char* kind);
   void plan_memory();
+  void prepare();
   std::byte* at(const Layout& x, Dtype type) const {
     return buffers[size_t(x.buffer)].data + x.view.offset * int64_t(size_of(type));
   }
@@ -865,7 +868,7 @@ void Plan::Parts::plan_memory() {
 
   // A buffer may take over the memory of one that is read for the last time by the map that writes it first, in the
   // same order.
-  std::vector<int32_t> owner(buffers.size());
+  owner.resize(buffers.size());
   std::iota(owner.begin(), owner.end(), 0);
   for (int i = 0; i < int(steps.size()); ++i) {
     const Step& step = steps[size_t(i)];
@@ -908,17 +911,22 @@ void Plan::Parts::plan_memory() {
                   b);
   }
   for (const Step& step : steps) scratch_bytes = std::max(scratch_bytes, step.scratch);
-  arena = zero_memory(arena_bytes + scratch_bytes);
-  scratch = arena.data + arena_bytes;
-  for (size_t b = 0; b < buffers.size(); ++b) {
-    Buffer& buffer = buffers[b];
-    buffer.data = buffer.outside ? buffer.outside : arena.data + buffers[size_t(owner[b])].offset;
-  }
+  if (arena->bytes < arena_bytes + scratch_bytes)
+    *arena = {zero_memory(arena_bytes + scratch_bytes), arena_bytes + scratch_bytes};
+}
+
+// Steps that know where everything is; again when another plan has made the arena larger.
+void Plan::Parts::prepare() {
+  prepared = arena->memory.data;
+  scratch = prepared + arena_bytes;
+  for (size_t b = 0; b < buffers.size(); ++b)
+    buffers[b].data = buffers[b].outside ? buffers[b].outside : prepared + buffers[size_t(owner[b])].offset;
+  for (Step& step : steps) step.run = step.prepare();
 }
 
 // ---- Plan
 
-Plan::Plan(std::span<const Tensor> outputs) {
+Plan::Plan(std::span<const Tensor> outputs, std::shared_ptr<Arena> arena) {
   if (outputs.empty()) fail("plan: expected one output or more");
   for (Tensor x : outputs)
     if (!x || &x.graph() != &outputs[0].graph()) fail("plan: expected tensors of one graph");
@@ -947,8 +955,9 @@ Plan::Plan(std::span<const Tensor> outputs) {
     }
   }
   std::ranges::stable_sort(p.steps, {}, &Step::position);
+  p.arena = arena ? std::move(arena) : std::make_shared<Arena>();
   p.plan_memory();
-  for (Step& step : p.steps) step.run = step.prepare();
+  p.prepare();
 }
 
 Plan::~Plan() = default;
@@ -956,6 +965,7 @@ Plan::Plan(Plan&&) noexcept = default;
 
 void Plan::run() {
   Parts& p = *parts_;
+  if (p.prepared != p.arena->memory.data) p.prepare();
   Threads& threads = p.graph.threads();
   for (Step& step : p.steps) {
     if (!p.profiling) {

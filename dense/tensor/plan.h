@@ -12,11 +12,17 @@
 
 namespace dense {
 
+// Memory that several plans use in turn: each run may overwrite what the others left.
+struct Arena {
+  Memory memory;
+  size_t bytes = 0;
+};
+
 class Plan {
  public:
   // For the values of `outputs`, tensors of one graph; among them may be assignments. Inputs are read where they are.
-  // Throws Error without outputs.
-  explicit Plan(std::span<const Tensor> outputs);
+  // Without an arena the plan has its own. Throws Error without outputs.
+  explicit Plan(std::span<const Tensor> outputs, std::shared_ptr<Arena> arena = {});
   explicit Plan(std::initializer_list<Tensor> outputs) : Plan(std::span(outputs.begin(), outputs.size())) {}
   ~Plan();
   Plan(Plan&&) noexcept;

@@ -184,7 +184,7 @@ float Model::step(const Inputs& inputs, const Training& training) {
       outputs.push_back(assign(m, next[1]));
       outputs.push_back(assign(v, next[2]));
     }
-    r->plan = std::make_unique<Plan>(outputs);
+    r->plan = std::make_unique<Plan>(outputs, arena_);
     trainings_.insert(trainings_.begin(), std::move(r));
   }
   Recorded& r = *trainings_[0];

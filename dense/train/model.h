@@ -99,7 +99,8 @@ class Model {
   std::shared_ptr<Threads> threads_;
   int64_t steps_ = 0;
   std::map<std::string, std::pair<Memory, Memory>> moments_;
-  std::vector<std::unique_ptr<Recorded>> trainings_;  // of the last shapes; the last one first
+  std::shared_ptr<Arena> arena_ = std::make_shared<Arena>();  // of training
+  std::vector<std::unique_ptr<Recorded>> trainings_;          // of the last shapes; the last one first
 
  public:
   ~Model();
