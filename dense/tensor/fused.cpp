@@ -5,7 +5,6 @@
 #include <map>
 #include <numeric>
 
-#include "dense/scalar/denormals.h"
 #include "dense/scalar/error.h"
 #include "dense/scalar/passes.h"
 #include "dense/scalar/stream.h"
@@ -430,7 +429,6 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
   const auto tasks = int(row_tasks * column_tasks);
 
   pool.run(tasks, [&](int task, int thread) {
-    const DenormalsAsZero scope;
     T* const memory = reinterpret_cast<T*>(scratch + size_t(thread) * thread_bytes());
     T* const row_memory = memory + slots * width;
     const int64_t row_task = task / column_tasks, column_task = task % column_tasks;

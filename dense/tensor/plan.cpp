@@ -967,6 +967,7 @@ void Plan::run() {
   Parts& p = *parts_;
   if (p.prepared != p.arena->memory.data) p.prepare();
   Threads& threads = p.graph.threads();
+  const DenormalsAsZero scope;
   for (Step& step : p.steps) {
     if (!p.profiling) {
       step.run(p.scratch, threads);

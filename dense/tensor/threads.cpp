@@ -83,6 +83,7 @@ void Threads::fork_join(const Job& job) {
 }
 
 void Threads::wait_for_jobs(int thread) {
+  const DenormalsAsZero scope;
   for (uint32_t seen = 0;;) {
     if (!spin([&] { return jobs_ != seen; })) {
       std::unique_lock lock(sleep_);
