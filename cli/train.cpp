@@ -12,6 +12,7 @@
 #include "cli/interrupt.h"
 #include "cli/pages.h"
 #include "cli/progress.h"
+#include "cli/whole_file.h"
 #include "dense/io/files.h"
 
 namespace dense::cli {
@@ -81,6 +82,12 @@ int train_command(const Call& call) {
 
   catch_stop_signals();
   Model model(page, config.threads, uint64_t(config.seed));
+  if (!config.out.empty()) {  // better now than after an hour of training
+    std::error_code error;
+    std::filesystem::create_directories(config.out, error);
+    if (error) fail("--out: ", config.out, ": ", error.message());
+    check_writable(config.out + "/config.json");
+  }
   say("{}: {} parameters; {} bytes of {}; {} x {} tokens a step\n", page.model_type,
       with_commas(model.parameters().count()), with_commas(int64_t(text.size())),
       config.data.empty() ? "built-in names" : config.data, config.batch, config.time);
