@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "dense/io/safetensors.h"
 #include "dense/scalar/error.h"
 #include "dense/tensor/threads.h"
 
@@ -55,7 +54,10 @@ Model::Model(Page page, const std::filesystem::path& folder, int threads, const 
   set_fields(folder / "config.json", page_.fields, page_.inert, warn);
   for (auto& [name, tensor] : read_safetensors(folder)) {
     const bool known = tensor.dtype == "F32" || tensor.dtype == "BF16" || tensor.dtype == "F16";
-    if (!known && ends_with_any(name, page_.inert_tensors)) continue;
+    if (!known && ends_with_any(name, page_.inert_tensors)) {
+      unread_.push_back(tensor);
+      continue;
+    }
     parameters_.load({name, stored_type(tensor), tensor.shape, {tensor.bytes.data(), tensor.owner}, false, {}});
   }
   int32_t id = 0;
@@ -207,7 +209,7 @@ Plan& Model::training_plan() {
 
 void Model::save(const std::filesystem::path& folder) const {
   std::filesystem::create_directories(folder);
-  std::vector<StoredTensor> tensors;
+  std::vector<StoredTensor> tensors = unread_;
   static constexpr const char* type_names[] = {"F32", "F64", "BF16", "F16", "I32"};
   for (const auto& [name, p] : parameters_.all())
     tensors.push_back(

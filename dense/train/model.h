@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dense/io/config.h"
+#include "dense/io/safetensors.h"
 #include "dense/tensor/context.h"
 #include "dense/tensor/plan.h"
 #include "dense/tensor/weights.h"
@@ -96,6 +97,7 @@ class Model {
   Page page_;
   Parameters parameters_;
   std::filesystem::path folder_;
+  std::vector<StoredTensor> unread_;  // inert ones that are no floating-point numbers; kept for saving
   std::shared_ptr<Threads> threads_;
   int64_t steps_ = 0;
   std::map<std::string, std::pair<Memory, Memory>> moments_;

@@ -1,0 +1,80 @@
+// Models: what a page and its parameters do together, beyond what `dense forward` shows.
+#include "dense/train/model.h"
+
+#include <gtest/gtest.h>
+
+#include "cli/pages.h"
+#include "tests/errors.h"
+#include "tests/temporary.h"
+
+namespace dense {
+namespace {
+
+Page small_gpt2() {
+  Page page = cli::page_of("gpt2");
+  for (ConfigField& field : page.fields)
+    if (auto* const value = std::get_if<int*>(&field.value)) {
+      const std::map<std::string, int> sizes = {
+          {"vocab_size", 11}, {"n_positions", 8}, {"n_embd", 8}, {"n_layer", 2}, {"n_head", 2}};
+      if (sizes.contains(field.name)) **value = sizes.at(field.name);
+    }
+  return page;
+}
+
+const std::vector<int32_t> ids = {1, 5, 3, 10, 0, 7, 7, 2};
+
+TEST(Model, SavesEveryTensorOfAHubFolderUnderItsOldName) {
+  const TemporaryFolder folder;
+  Model(small_gpt2(), 1).save(folder / "new");
+  // as older files have it: no prefix, buffers that nobody reads
+  std::vector<StoredTensor> hub;
+  std::vector<std::byte> mask(64, std::byte{1});
+  for (auto& [name, tensor] : read_safetensors(folder / "new")) {
+    hub.push_back(tensor);
+    hub.back().name = name.substr(std::string("transformer.").size());
+  }
+  hub.push_back({"h.0.attn.bias", "BOOL", {1, 1, 8, 8}, mask, nullptr, {}});
+  std::filesystem::create_directory(folder / "hub");
+  write_safetensors(folder / "hub/model.safetensors", hub);
+  std::filesystem::copy_file(folder / "new/config.json", folder / "hub/config.json");
+
+  Model model(cli::page_of("gpt2"), folder / "hub", 1);
+  model.save(folder / "saved");
+  EXPECT_EQ(contents(folder / "saved/model.safetensors"), contents(folder / "hub/model.safetensors"));
+  Model again(cli::page_of("gpt2"), folder / "new", 1);
+  EXPECT_EQ(model.run({1, 8, ids}, false).at("logits").values, again.run({1, 8, ids}, false).at("logits").values);
+}
+
+TEST(Model, TargetsAreLabelsOnePlaceToTheLeft) {
+  Model model(small_gpt2(), 1);
+  std::vector<int32_t> next(ids.begin() + 1, ids.end());
+  next.push_back(-100);
+  const auto loss = [&](const Model::Inputs& inputs) { return model.run(inputs, false).at("loss").values[0]; };
+  EXPECT_EQ(loss({1, 8, ids, ids}), loss({1, 8, ids, {}, {}, next}));
+  EXPECT_NE(loss({2, 4, ids, ids}), loss({1, 8, ids, ids}));  // rows do not go on in the next one
+}
+
+TEST(Model, TrainingHasTheSameBitsForAnyThreadsAndShapesInTurn) {
+  std::vector<std::vector<float>> weights;
+  for (int threads : {1, 2, 3}) {
+    Model model(small_gpt2(), threads, 5);
+    Model::Training training;
+    training.dropout = true;
+    for (int step = 0; step < 4; ++step) {
+      model.step({1, 8, ids, ids}, training);
+      model.step({2, 4, ids, ids}, training);
+    }
+    std::vector<float>& all = weights.emplace_back();
+    for (const Parameter* p : model.parameters().declared()) {
+      const auto* values = reinterpret_cast<const float*>(p->memory.data);
+      all.insert(all.end(), values, values + count_of(p->shape));
+    }
+  }
+  EXPECT_EQ(weights[0], weights[1]);
+  EXPECT_EQ(weights[0], weights[2]);
+}
+
+TEST(Model, CountsItsParameters) { EXPECT_EQ(Model(cli::page_of("microgpt"), 1).parameters().count(), 4192); }
+
+}  // namespace
+}  // namespace dense
