@@ -111,7 +111,8 @@ TEST(NN, ActivationsAndTheirSlopesAreTheirDefinitions) {
       "silu", silu, [](double x) { return x * sigmoid_of(x); },
       [](double x) { return sigmoid_of(x) * (1 + x * (1 - sigmoid_of(x))); });
   check_elements(
-      "quick_gelu", quick_gelu, [](double x) { return x * sigmoid_of(1.702 * x); },
+      "quick_gelu", [](Tensor x) { return activation("quick_gelu", x); },
+      [](double x) { return x * sigmoid_of(1.702 * x); },
       [](double x) { return sigmoid_of(1.702 * x) * (1 + 1.702 * x * (1 - sigmoid_of(1.702 * x))); });
   check_elements(
       "soft_cap", [](Tensor x) { return soft_cap(x, 3); }, [](double x) { return 3 * std::tanh(x / 3); },
@@ -129,7 +130,7 @@ TEST(NN, ActivationsHaveHuggingFaceNames) {
                                                 {"gelu_new", gelu_tanh(x)},
                                                 {"gelu_pytorch_tanh", gelu_tanh(x)},
                                                 {"relu", relu(x)},
-                                                {"quick_gelu", quick_gelu(x)},
+                                                {"quick_gelu", activation("quick_gelu", x)},
                                                 {"silu", silu(x)},
                                                 {"swish", silu(x)},
                                                 {"tanh", tanh(x)},

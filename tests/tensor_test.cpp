@@ -165,6 +165,47 @@ TEST(Tensor, GradientsOfGatherAreThoseOfFiniteDifferences) {
                  {{2, 3, 5}});
 }
 
+TEST(Tensor, ActivationsAreThoseOfTheirNames) {
+  const auto gelu = [](double v) { return v * 0.5 * (1 + std::erf(v / std::sqrt(2.0))); };
+  const auto gelu_new = [](double v) {
+    return 0.5 * v * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v)));
+  };
+  const auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
+  const std::pair<const char*, std::function<double(double)>> cases[] = {
+      {"gelu", gelu},
+      {"gelu_python", gelu},
+      {"gelu_new", gelu_new},
+      {"gelu_fast", gelu_new},
+      {"gelu_accurate", gelu_new},
+      {"gelu_pytorch_tanh", gelu_new},
+      {"gelu_10", [&](double v) { return std::clamp(gelu(v), -10.0, 10.0); }},
+      {"quick_gelu", [&](double v) { return v * sigmoid(1.702 * v); }},
+      {"relu", [](double v) { return std::max(v, 0.0); }},
+      {"relu2", [](double v) { return v > 0 ? v * v : 0; }},
+      {"relu6", [](double v) { return std::clamp(v, 0.0, 6.0); }},
+      {"leaky_relu", [](double v) { return v > 0 ? v : 0.01 * v; }},
+      {"silu", [&](double v) { return v * sigmoid(v); }},
+      {"swish", [&](double v) { return v * sigmoid(v); }},
+      {"mish", [](double v) { return v * std::tanh(std::log1p(std::exp(v))); }},
+      {"tanh", [](double v) { return std::tanh(v); }},
+      {"sigmoid", sigmoid},
+      {"linear", [](double v) { return v; }},
+  };
+  Graph graph(1);
+  const Tensor x = graph.input({1, 31});
+  for (int i = 0; i < 31; ++i) x.data<float>()[size_t(i)] = float(i - 15) * 0.9f;
+  for (const auto& [name, f] : cases) {
+    const std::vector<float> y = activation(name, x).value();
+    for (size_t i = 0; i < 31; ++i)
+      EXPECT_NEAR(y[i], f(x.data<float>()[i]), 2e-6 * std::max(1.0, std::abs(double(y[i]))))
+          << name << " of " << x.data<float>()[i];
+    const char* const which = name;
+    check_gradient(
+        name, [which](Xs v) { return activation(which, v[0]); }, {{3, 5}}, -2, 2);
+  }
+  EXPECT_EQ(error_of([&] { activation("gelo", x); }).substr(0, 32), "activation: expected one of gelu");
+}
+
 TEST(Tensor, AnyTensorHasAValue) {
   Graph graph;
   const Tensor x = graph.input({2, 3});

@@ -49,28 +49,36 @@ Tensor gelu_tanh(Tensor x) {
 Tensor silu(Tensor x) {
   return map("silu", {x}, [](Row, X v) { return v[0] * sigmoid(v[0]); });
 }
-Tensor quick_gelu(Tensor x) {
-  return map("quick_gelu", {x}, [](Row, X v) { return v[0] * sigmoid(1.702 * v[0]); });
-}
 
 Tensor activation(const std::string& name, Tensor x) {
   struct Named {
     const char* name;
-    Tensor (*f)(Tensor);
+    Var (*f)(Var);
   };
-  static constexpr Named all[] = {{"gelu", gelu},
-                                  {"gelu_new", gelu_tanh},
-                                  {"gelu_pytorch_tanh", gelu_tanh},
-                                  {"gelu_fast", gelu_tanh},
-                                  {"quick_gelu", quick_gelu},
-                                  {"relu", relu},
-                                  {"silu", silu},
-                                  {"swish", silu},
-                                  {"tanh", tanh},
-                                  {"sigmoid", sigmoid}};
+  static constexpr auto silu_of = [](Var v) { return v * sigmoid(v); };
+  static constexpr Named all[] = {
+      {"gelu", normal_gelu},
+      {"gelu_python", normal_gelu},
+      {"gelu_new", tanh_gelu},
+      {"gelu_fast", tanh_gelu},
+      {"gelu_accurate", tanh_gelu},
+      {"gelu_pytorch_tanh", tanh_gelu},
+      {"gelu_10", [](Var v) { return max(min(normal_gelu(v), 10), -10); }},
+      {"quick_gelu", [](Var v) { return v * sigmoid(1.702 * v); }},
+      {"relu", [](Var v) { return relu(v); }},
+      {"relu2", [](Var v) { return relu(v) * relu(v); }},
+      {"relu6", [](Var v) { return min(relu(v), 6); }},
+      {"leaky_relu", [](Var v) { return max(v, 0.01 * v); }},
+      {"silu", silu_of},
+      {"swish", silu_of},
+      {"mish", [](Var v) { return v * tanh(softplus(v)); }},
+      {"tanh", [](Var v) { return tanh(v); }},
+      {"sigmoid", [](Var v) { return sigmoid(v); }},
+      {"linear", [](Var v) { return v; }},
+  };
   std::string known;
   for (const Named& a : all) {
-    if (name == a.name) return a.f(x);
+    if (name == a.name) return map(a.name, {x}, [&a](Row, X v) { return a.f(v[0]); });
     known += (known.empty() ? "" : ", ") + std::string(a.name);
   }
   fail("activation: expected one of ", known, ", got ", name);

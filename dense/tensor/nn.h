@@ -15,7 +15,6 @@ Tensor log_softmax(Tensor x);  // x - log(sum(exp(x)))
 // 0.5 x (1 + erf(x / sqrt(2))); and the form with tanh that GPT-2 has.        Hendrycks & Gimpel 2016, arXiv:1606.08415
 Tensor gelu(Tensor x);
 Tensor gelu_tanh(Tensor x);
-Tensor quick_gelu(Tensor x);            // x sigmoid(1.702 x)
 Tensor silu(Tensor x);                  // x sigmoid(x)
 Tensor swiglu(Tensor gate, Tensor up);  // silu(gate) up                            Shazeer 2020, arXiv:2002.05202
 Tensor soft_cap(Tensor x, double cap);  // cap tanh(x / cap)
