@@ -1411,8 +1411,8 @@ TEST(Plan, ErrorsNameTheOperationAndTheShapes) {
       {[&] { (x + 1).data<float>(); }, "data: expected an input"},
       {[&] { cross_entropy(x, y); }, "cross_entropy: (2, 3) and (4, 3): expected logits (..., V) and i32 labels (...)"},
       {[&] { activation("geglu", x); },
-       "activation: expected one of gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, quick_gelu, relu, silu, swish, tanh, "
-       "sigmoid, got geglu"},
+       "activation: expected one of gelu, gelu_python, gelu_new, gelu_fast, gelu_accurate, gelu_pytorch_tanh, gelu_10, "
+       "quick_gelu, relu, relu2, relu6, leaky_relu, silu, swish, mish, tanh, sigmoid, linear, got geglu"},
       {[&] { rope(x, ids, 1e4); }, "rope: (2, 3): expected (B, T, H, D) with an even D"},
   };
   for (const auto& [call, want] : cases) EXPECT_EQ(error_of(call), want);
