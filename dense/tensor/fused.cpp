@@ -174,7 +174,7 @@ void Fused::Parts::build(const Tape& tape) {
 
   const auto n = int32_t(work.nodes().size());
   const auto node_at = [&](int32_t id) -> const Node& { return work.nodes()[size_t(id)]; };
-  std::vector<char> live(size_t(n), 0), by_row(size_t(n), 0);
+  std::vector<uint8_t> live(size_t(n), 0), by_row(size_t(n), 0);
   for (int32_t place : places) live[size_t(place)] = 1;
   for (int32_t y = n; y-- > 0;)
     if (live[size_t(y)])

@@ -569,9 +569,8 @@ Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor 
     const bool whole = base_view(x).second.strides[3] == 1 || a[3] == 1;
     operands[i] = x.dtype() != type || !whole ? cast(x, type).id() : stored(x).id();
   }
-  const Shape shape = a;
-  const Tensor out = graph.append({Kind::attention, type, shape, operands, options});
-  graph.append({Kind::part, type, {shape[0], shape[2], shape[1]}, {out.id()}, uint64_t{1}});  // lse
+  const Tensor out = graph.append({Kind::attention, type, a, operands, options});
+  graph.append({Kind::part, type, {a[0], a[2], a[1]}, {out.id()}, uint64_t{1}});  // lse
   return out;
 }
 
