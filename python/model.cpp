@@ -324,7 +324,7 @@ void save(Shared& self, const std::filesystem::path& path) {
 
 std::string profile(Shared& self, bool on) {
   return self.use([&](Model& m) {
-    const std::string totals = m.training_plan().totals();
+    std::string totals = m.training_plan().totals();
     m.training_plan().profile(on);
     return totals;
   });
