@@ -169,14 +169,15 @@ class Worker {
     constexpr size_t most = many_registers ? (W == 4 ? 6 : W == 3 ? 8 : 12) : (W == 2 ? 6 : 12);
     const auto next = [&](auto count) HWY_ATTR {
       tile<count(), W>(inner, a, b, b_row, c, c_row, add);
-      a.p += int64_t(count()) * a.row, c += int64_t(count()) * c_row, rows -= int64_t(count());
+      a.p += int64_t(count()) * a.row, c += int64_t(count()) * c_row;
     };
-    while (rows >= int64_t(most)) next(std::integral_constant<size_t, most>());
-    if constexpr (most > 8)
-      if (rows >= 8) next(std::integral_constant<size_t, 8>());
-    if (rows >= 4) next(std::integral_constant<size_t, 4>());
-    if (rows >= 2) next(std::integral_constant<size_t, 2>());
-    if (rows >= 1) next(std::integral_constant<size_t, 1>());
+    for (; rows >= int64_t(most); rows -= int64_t(most)) next(std::integral_constant<size_t, most>());
+    if constexpr (most > 8) {
+      if (rows >= 8) next(std::integral_constant<size_t, 8>()), rows -= 8;
+    }
+    if (rows & 4) next(std::integral_constant<size_t, 4>());
+    if (rows & 2) next(std::integral_constant<size_t, 2>());
+    if (rows & 1) next(std::integral_constant<size_t, 1>());
   }
   static constexpr bool many_registers = HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86;
 
