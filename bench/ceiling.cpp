@@ -1,5 +1,7 @@
 #include "bench/ceiling.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -52,6 +54,12 @@ double rate_of(bool bf16, int threads, int64_t m, int64_t n, int64_t k) {
 }
 
 }  // namespace
+
+double peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return double(usage.ru_maxrss) * 1024;
+}
 
 double matmul_rate(bool bf16, int threads) {
   double best = 0;

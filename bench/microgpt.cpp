@@ -127,7 +127,12 @@ void bench_tensors(const Config& bench, const std::vector<std::u32string>& docs,
   fmt::print("  {:6.2f} us per document (median step {:.2f}), {:.1f} GFLOP/s, {:.0f} % of oneDNN's {:.1f}\n",
              sample * 1e6, times[times.size() / 2] * 1e6 / bench.batch, flops / seconds * 1e-9,
              100 * flops / seconds / rate, rate * 1e-9);
-  fmt::print("  mean loss of a token, last 1,000 steps: {:.3f}\n", last_losses / last_tokens);
+  fmt::print("  mean loss of a token, last 1,000 steps: {:.3f}; peak memory {:.0f} MB\n", last_losses / last_tokens,
+             peak_memory() * 1e-6);
+  model.training_plan().profile(true);  // of the last batch, 200 times more
+  const Batch& last = batches[size_t(bench.tensor_steps - 1) % batches.size()];
+  for (int i = 0; i < 200; ++i) model.step({bench.batch, last.time, last.ids, {}, {}, last.labels}, training);
+  fmt::print("  steps of {} tokens a document:\n{}", last.time, model.training_plan().totals());
 }
 
 }  // namespace

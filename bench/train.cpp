@@ -1,6 +1,5 @@
 // dense bench train: tokens a second of GPT-2's training, beside the rate of oneDNN's matmul on the same machine.
 #include <fmt/core.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -22,7 +21,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 struct Config {
   std::string precision = "f32";
   int batch = 1, time = 1024, steps = 3, threads = 0, n_layer = 12, n_embd = 768, n_head = 12, vocab_size = 50257;
-  int profile = 0;
+  int profile = 1;
 
   void fields(auto&& f) {
     f("precision", precision, "f32, or bf16: products of bf16, everything else f32");
@@ -34,7 +33,7 @@ struct Config {
     f("n_embd", n_embd, "width", 1);
     f("n_head", n_head, "heads", 1);
     f("vocab_size", vocab_size, "tokens in the vocabulary", 1);
-    f("profile", profile, "1: the time of each kind of kernel, 2: of each kernel", 0);
+    f("profile", profile, "0: no times of kernels, 1: of each kind, 2: of each", 0);
   }
 };
 
@@ -83,13 +82,11 @@ int bench_train_command(const Call& call) {
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2], tokens = double(config.batch) * config.time;
   const double rate = matmul_rate(bf16, threads), ceiling = rate / plan.flops() * tokens;
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
   fmt::print("  {:.1f} tok/s (median of {} steps, fastest {:.1f}), {:.1f} GFLOP/s\n", tokens / median, times.size(),
              tokens / times[0], plan.flops() / median * 1e-9);
   fmt::print("  ceiling {:.1f} tok/s = {:.1f} GFLOP a step at the {:.1f} GFLOP/s of oneDNN: {:.1f} % reached\n",
              ceiling, plan.flops() * 1e-9, rate * 1e-9, 100 * tokens / median / ceiling);
-  fmt::print("  peak memory {:.2f} GB, arena {:.2f} GB, {} kernels, loss {:.3f}\n", double(usage.ru_maxrss) * 1024e-9,
+  fmt::print("  peak memory {:.2f} GB, arena {:.2f} GB, {} kernels, loss {:.3f}\n", peak_memory() * 1e-9,
              double(plan.arena_bytes()) * 1e-9, plan.kernels(), loss);
   if (config.profile > 0) fmt::print("{}", config.profile > 1 ? plan.summary() : plan.totals());
   return 0;

@@ -14,6 +14,7 @@
 #include "cli/progress.h"
 #include "cli/whole_file.h"
 #include "dense/io/files.h"
+#include "dense/tensor/elements.h"
 
 namespace dense::cli {
 namespace {
@@ -40,14 +41,6 @@ struct Config {
     f("seed", seed, "of the first weights and of what is read", INT64_MIN);
   }
 };
-
-// Where a sequence starts: a function of the seed, the step and its place in the batch.
-uint64_t hash(uint64_t a, uint64_t b) {
-  uint64_t z = a * 0x9e3779b97f4a7c15 + b;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-  z = (z ^ z >> 27) * 0x94d049bb133111eb;
-  return z ^ z >> 31;
-}
 
 }  // namespace
 
@@ -102,8 +95,9 @@ int train_command(const Call& call) {
   int step = 0;
   while (step < config.steps && !stop_signal()) {
     for (int b = 0; b < config.batch; ++b) {
-      const uint64_t start =
-          hash(uint64_t(config.seed), uint64_t(step) << 20 | uint64_t(b)) % (text.size() - size_t(config.time) + 1);
+      // a function of the seed, the step and the place in the batch
+      const uint64_t start = mixed(uint64_t(config.seed) * 0x9e3779b97f4a7c15 + (uint64_t(step) << 20 | uint64_t(b))) %
+                             (text.size() - size_t(config.time) + 1);
       for (int t = 0; t < config.time; ++t)
         ids[size_t(b) * size_t(config.time) + size_t(t)] = uint8_t(text[start + size_t(t)]);
     }

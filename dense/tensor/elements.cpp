@@ -208,13 +208,6 @@ void add_rows(const T* x, int64_t rows, int64_t columns, T* sum) {
     for (int64_t r = 0; r < rows; ++r) sum[i] += x[r * columns + i];
 }
 
-// The finaliser of splitmix64 (Steele et al. 2014), over the number and what tells this use from others.
-inline uint64_t mixed(uint64_t z) {
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-  z = (z ^ z >> 27) * 0x94d049bb133111eb;
-  return z ^ z >> 31;
-}
-
 template <class T>
 void random(uint64_t seed, uint64_t key, uint64_t first, int64_t stride, int64_t n, T* to) {
   const uint64_t start = mixed(seed + 0x9e3779b97f4a7c15) ^ mixed(key + 0xd1b54a32d192ed03);

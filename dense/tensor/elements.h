@@ -7,6 +7,13 @@
 
 namespace dense {
 
+// The finaliser of splitmix64: numbers that differ a little become ones that differ in every bit. Steele et al. 2014
+inline uint64_t mixed(uint64_t z) {
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+  z = (z ^ z >> 27) * 0x94d049bb133111eb;
+  return z ^ z >> 31;
+}
+
 // T: the type of the lanes. Rows of lanes follow each other without a gap.
 template <class T>
 struct Elements {

@@ -108,7 +108,6 @@ struct Plan::Parts {
   std::byte* at(const Layout& x, Dtype type) const {
     return buffers[size_t(x.buffer)].data + x.view.offset * int64_t(size_of(type));
   }
-  std::string describe(int32_t id) const { return to_string(node(id).shape); }
 };
 
 }  // namespace dense

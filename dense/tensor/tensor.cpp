@@ -8,7 +8,6 @@
 #include <cmath>
 #include <numeric>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "dense/scalar/error.h"
@@ -167,9 +166,7 @@ std::ostream& operator<<(std::ostream& out, Tensor x) {
   return out << (shown < values.size() ? ", ...]" : "]");
 }
 
-Graph::Graph(int threads)
-    : threads_(
-          std::make_shared<Threads>(threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency())))) {}
+Graph::Graph(int threads) : threads_(make_threads(threads)) {}
 Graph::~Graph() = default;
 Threads& Graph::threads() { return *threads_; }
 

@@ -1,5 +1,6 @@
 #include "dense/tensor/threads.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -98,6 +99,10 @@ void Threads::wait_for_jobs(int thread) {
       done_.notify_one();
     }
   }
+}
+
+std::shared_ptr<Threads> make_threads(int count) {
+  return std::make_shared<Threads>(count > 0 ? count : std::max(1, int(std::thread::hardware_concurrency())));
 }
 
 }  // namespace dense

@@ -12,6 +12,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -81,5 +82,8 @@ class Threads {
   std::mutex failure_lock_;
   std::exception_ptr failure_;
 };
+
+// A pool of so many threads, or for 0 of as many as the machine has.
+std::shared_ptr<Threads> make_threads(int count);
 
 }  // namespace dense

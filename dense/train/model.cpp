@@ -31,10 +31,6 @@ Dtype stored_type(const StoredTensor& tensor) {
   fail(tensor.file, ": ", tensor.name, ": expected F32, BF16 or F16, got ", tensor.dtype);
 }
 
-std::shared_ptr<Threads> pool(int threads) {
-  return std::make_shared<Threads>(threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency())));
-}
-
 bool ends_with_any(const std::string& name, const std::vector<std::string>& ends) {
   return std::ranges::any_of(ends, [&](const std::string& end) { return name.ends_with(end); });
 }
@@ -44,13 +40,13 @@ bool ends_with_any(const std::string& name, const std::vector<std::string>& ends
 Model::~Model() = default;
 
 Model::Model(Page page, int threads, uint64_t seed)
-    : page_(std::move(page)), parameters_(seed, page_.base), threads_(pool(threads)) {
+    : page_(std::move(page)), parameters_(seed, page_.base), threads_(make_threads(threads)) {
   int32_t id = 0;  // declares everything
   record({1, 1, std::span(&id, 1)});
 }
 
 Model::Model(Page page, const std::filesystem::path& folder, int threads, const Warn& warn)
-    : page_(std::move(page)), parameters_(0, page_.base), folder_(folder), threads_(pool(threads)) {
+    : page_(std::move(page)), parameters_(0, page_.base), folder_(folder), threads_(make_threads(threads)) {
   set_fields(folder / "config.json", page_.fields, page_.inert, warn);
   for (auto& [name, tensor] : read_safetensors(folder)) {
     const bool known = tensor.dtype == "F32" || tensor.dtype == "BF16" || tensor.dtype == "F16";

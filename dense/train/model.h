@@ -56,6 +56,7 @@ class Model {
   Model(Page page, const std::filesystem::path& folder, int threads = 0, const Warn& warn = {});
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
+  ~Model();
 
   // Ids (B, T), and lengths (B): none, or how many tokens of each row are real. The loss is the mean cross entropy at the
   // places whose target is not -100; targets (B, T) may also be given as Hugging Face has labels: to a causal model the
@@ -103,9 +104,6 @@ class Model {
   std::map<std::string, std::pair<Memory, Memory>> moments_;
   std::shared_ptr<Arena> arena_ = std::make_shared<Arena>();  // of training
   std::vector<std::unique_ptr<Recorded>> trainings_;          // of the last shapes; the last one first
-
- public:
-  ~Model();
 };
 
 }  // namespace dense
