@@ -396,6 +396,26 @@ TEST(Plan, RandomGraphsGiveWhatPlainLoopsGiveWholeOrInPieces) {
   }
 }
 
+TEST(Plan, WhatIsFusedChangesNoBits) {
+  Graph graph(1);
+  std::mt19937 random(1);
+  const auto input = [&](const Shape& shape) {
+    const Tensor x = graph.input(shape);
+    fill(x, random);
+    return x;
+  };
+  const Tensor a = input({9, 40}), b = input({9, 40}), c = input({9, 40});
+  const Tensor products = a * b + b * c, sums = a + b * c;
+  const Tensor long_sum = matmul(input({5, 3000}), input({3000, 40})) + input({40});  // in several blocks
+  const Tensor every_second = split(input({35, 3, 2}), 2, 2)[0];                      // (35, 3), no two side by side
+  const Tensor by_column = matmul(reshape(every_second, {35, 1, 3}), input({3, 40}));
+  const std::vector<Tensor> outputs{products, sums, long_sum, by_column};
+  Plan whole(outputs), pieces(every_node(graph));
+  whole.run();
+  pieces.run();
+  for (Tensor x : outputs) EXPECT_TRUE(same_bits(whole.get<float>(x), pieces.get<float>(x))) << x.id();
+}
+
 TEST(Plan, RandomGraphsInF32GiveTheSameBitsWholeOrInPieces) {
   for (uint32_t round = 0; round < uint32_t(fuzz_rounds(400)); ++round) {
     SCOPED_TRACE(round);

@@ -1,5 +1,6 @@
 #include "dense/tensor/formula.h"
 
+#include <array>
 #include <optional>
 
 #include "dense/scalar/error.h"
@@ -61,6 +62,23 @@ std::vector<char> inputs_read(const Formula& formula) {
   return read;
 }
 
+// A sum of terms or, with two factors each, of products, in one order: products, then single terms. The scalar program
+// would add first what is there first, which depends on what else it computes.
+static Var sum_in_order(Tape& to, std::span<const Var> x, size_t factors, double columns) {
+  const auto is_one = [&](Var v) { return !v.tape() && v.number() == 1; };
+  std::vector<Var> products, terms;
+  for (size_t i = 0; i < x.size(); i += factors) {
+    if (factors == 1 || is_one(x[i + 1])) terms.push_back(x[i]);
+    else if (is_one(x[i])) terms.push_back(x[i + 1]);
+    else products.insert(products.end(), {x[i], x[i + 1]});
+  }
+  if (!products.empty())
+    terms.insert(terms.begin(), record_normal(to, products.size() == 2 ? Op::mul : Op::dot, products, columns));
+  Var total = terms[0];
+  for (size_t i = 1; i < terms.size(); ++i) total = record_normal(to, Op::add, std::array{total, terms[i]}, columns);
+  return total;
+}
+
 Var transcribe(const Formula& formula, double columns, Tape& to, std::span<const Var> operands) {
   if (!formula.output.tape()) return formula.output;
   const Tape& from = formula.tape;
@@ -79,7 +97,9 @@ Var transcribe(const Formula& formula, double columns, Tape& to, std::span<const
     } else {
       x.clear();
       for (int32_t operand : from.operands(node)) x.push_back(at[size_t(operand)]);
-      at[y] = record_normal(to, node.op, x, columns);
+      if (!x.empty() && (node.op == Op::sum || node.op == Op::dot))
+        at[y] = sum_in_order(to, x, node.op == Op::sum ? 1 : 2, columns);
+      else at[y] = record_normal(to, node.op, x, columns);
     }
   }
   return at.back();

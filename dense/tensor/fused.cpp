@@ -219,15 +219,21 @@ void Fused::Parts::build(const Tape& tape) {
       for (int32_t x : work.operands(y)) needed[size_t(x)] = std::max(needed[size_t(x)], stage[size_t(y)]);
   for (int32_t place : places) needed[size_t(place)] = last_stage + 1;
 
-  // A product that only a sum of the same stage reads is part of that sum: a multiplication that adds.
+  // A product that only a sum of the same stage reads is part of that sum, which rounds it first: the same bits in one
+  // operation. One product only: of two the second would not be rounded.
   std::vector<int32_t> readers(size_t(n), 0), reader(size_t(n), none);
   for (int32_t y = 0; y < n; ++y)
     if (live[size_t(y)])
       for (int32_t x : work.operands(y)) ++readers[size_t(x)], reader[size_t(x)] = y;
   for (int32_t place : places) readers[size_t(place)] += 2;
   const auto joins = [&](int32_t x, int s) {
-    return node_at(x).op == Op::mul && stage[size_t(x)] == s && readers[size_t(x)] == 1 &&
-           node_at(reader[size_t(x)]).op == Op::add && stage[size_t(reader[size_t(x)])] == s;
+    const auto could = [&](int32_t product) {
+      return node_at(product).op == Op::mul && stage[size_t(product)] == s && readers[size_t(product)] == 1;
+    };
+    const int32_t y = reader[size_t(x)];
+    if (!could(x) || node_at(y).op != Op::add || stage[size_t(y)] != s) return false;
+    const auto terms = work.operands(y);
+    return x == terms[0] || !could(terms[0]);
   };
 
   Slots full, row;

@@ -109,16 +109,14 @@ HWY_FLATTEN void run_tile(const Tile& t) {
     b += t.b_row;
   }
 
-  if (t.bias)
-    unrolled<W>([&](auto w) HWY_ATTR {
-      const V y = load(t.bias + w * N, w);
-      unrolled<R>([&](auto r) HWY_ATTR { sum[r][w] = hn::Add(sum[r][w], y); });
-    });
+  V bias[W];
+  unrolled<W>([&](auto w) HWY_ATTR { bias[w] = t.bias ? load(t.bias + w * N, w) : hn::Zero(d); });
   float* c = t.c;
   unrolled<R>([&](auto r) HWY_ATTR {
     unrolled<W>([&](auto w) HWY_ATTR {
       V y = sum[r][w];
       if (t.add) y = hn::Add(load(c + w * N, w), y);
+      if (t.bias) y = hn::Add(y, bias[w]);
       if constexpr (Some && w == W - 1) hn::BlendedStore(y, hn::FirstN(d, size_t(t.last)), d, c + w * N);
       else hn::StoreU(y, d, c + w * N);
     });

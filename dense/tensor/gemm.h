@@ -1,8 +1,8 @@
 // The engine's own matrix product, for one thread: every instruction set, every layout, every size.
 //
 // What makes the bits of a result. An element of C is a sum over k, taken in blocks of k_block products. Each block is
-// one chain of fused multiply-adds from zero upwards. The blocks are added in order to what C held, or to nothing; the
-// bias comes with the last. No other size enters: a row has the same bits alone, within any batch, in any tile and on
+// one chain of fused multiply-adds from zero upwards. The blocks are added in order to what C held, or to nothing, and
+// last the bias. No other size enters: a row has the same bits alone, within any batch, in any tile and on
 // any thread, with AVX2 as with AVX-512 (portable code rounds products). bf16 operands are widened, which is exact, so
 // the same rule holds; where C is bf16, the whole sum, then the bias, then what C held are added before one rounding.
 //

@@ -504,6 +504,8 @@ Tensor matmul(Tensor a, Tensor b) {
   const Dtype type = wide ? Dtype::f64 : graph.matmul_type;
   if (a.dtype() != type) a = cast(a, type);
   if (b.dtype() != type) b = cast(b, type);
+  Shape shape = a.shape();
+  if (b.rank() == 2) a = reshape(a, {-1, a.size(-1)});  // all rows at once
   // each row, or each column, in one piece
   for (Tensor* x : {&a, &b}) {
     const Shape& strides = base_view(*x).second.strides;
@@ -515,15 +517,13 @@ Tensor matmul(Tensor a, Tensor b) {
   }
   const Dtype result = wide ? Dtype::f64 : Dtype::f32;
   const int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
-  if (b.rank() == 2) {  // all rows of a at once
-    Shape shape = a.shape();
+  if (b.rank() == 2) {
     shape.back() = n;
-    const Tensor rows = reshape(a, {-1, k});
-    const int64_t count = rows.size(0);
-    return reshape(graph.append({Kind::matmul, result, {count, n}, {rows.id(), b.id()}, {}}), shape);
+    return reshape(graph.append({Kind::matmul, result, {m, n}, {a.id(), b.id()}, {}}), shape);
   }
   const Shape batch_a(a.shape().begin(), a.shape().end() - 2), batch_b(b.shape().begin(), b.shape().end() - 2);
-  Shape shape = broadcast(batch_a, batch_b, "matmul"), shape_a = shape, shape_b = shape;
+  shape = broadcast(batch_a, batch_b, "matmul");
+  Shape shape_a = shape, shape_b = shape;
   shape_a.insert(shape_a.end(), {m, k});
   shape_b.insert(shape_b.end(), {k, n});
   shape.insert(shape.end(), {m, n});
