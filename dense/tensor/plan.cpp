@@ -121,10 +121,9 @@ std::vector<int32_t> Plan::Parts::sources_of(int32_t id) const {
 }
 
 // Whether a map would have to wait for a group that it is to run in: whether it reads, by way of others, what the group
-// leaves in memory.
+// leaves in memory. What was recorded before `whole_before` waits for nothing behind it.
 bool Plan::Parts::waits_for(int32_t id, int32_t g, const std::vector<MapGroup>& groups,
-                            const std::vector<int32_t>& group_of) const {
-  const int32_t first = groups[size_t(g)].roots[0];
+                            const std::vector<int32_t>& group_of, int32_t whole_before) const {
   std::set<int32_t> seen;  // nodes, and groups as ~group
   std::vector<int32_t> open{id};
   while (!open.empty()) {
@@ -136,7 +135,7 @@ bool Plan::Parts::waits_for(int32_t id, int32_t g, const std::vector<MapGroup>& 
         if (x != id) return true;
         continue;
       }
-      if (h == none ? from < first : groups[size_t(h)].roots.back() < first) continue;
+      if ((h == none ? from : groups[size_t(h)].roots.back()) < whole_before) continue;
       if (!seen.insert(h == none ? from : ~h).second) continue;
       if (h == none) open.push_back(from);
       else open.insert(open.end(), groups[size_t(h)].roots.begin(), groups[size_t(h)].roots.end());
@@ -148,6 +147,9 @@ bool Plan::Parts::waits_for(int32_t id, int32_t g, const std::vector<MapGroup>& 
 std::vector<MapGroup> Plan::Parts::group_maps() {
   std::vector<MapGroup> groups;
   std::vector<int32_t> group_of(size_t(graph.nodes()), none);
+  // For each node the last one up to it that no group lies around: what is before waits for nothing from there on.
+  std::vector<int32_t> whole_before(size_t(graph.nodes()));
+  std::iota(whole_before.begin(), whole_before.end(), 0);
   for (int32_t id = 0; id < graph.nodes(); ++id) {
     if (!live[size_t(id)] || node(id).kind != Kind::map || !root[size_t(id)] || is_bias_sum(id)) continue;
     const Map& map = std::get<Map>(node(id).detail);
@@ -171,7 +173,8 @@ std::vector<MapGroup> Plan::Parts::group_maps() {
         here = here && x == base(x) && std::get<Map>(node(x).detail).keep != Keep::columns &&
                (node(x).dtype == Dtype::f32 || node(x).dtype == Dtype::f64);
       }
-      if (related && here && !waits_for(id, int32_t(g), groups, group_of)) best = int32_t(g);
+      const int32_t before = whole_before[size_t(group.roots[0])];
+      if (related && here && !waits_for(id, int32_t(g), groups, group_of, before)) best = int32_t(g);
     }
     if (best == none) {
       best = int32_t(groups.size());
@@ -179,6 +182,8 @@ std::vector<MapGroup> Plan::Parts::group_maps() {
     }
     group_of[size_t(id)] = best;
     groups[size_t(best)].roots.push_back(id);
+    for (int32_t i = groups[size_t(best)].roots[0]; i < id; ++i)
+      whole_before[size_t(i) + 1] = std::min(whole_before[size_t(i) + 1], whole_before[size_t(i)]);
     groups[size_t(best)].leaves.insert(leaves.begin(), leaves.end());
   }
   return groups;
