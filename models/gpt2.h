@@ -54,7 +54,7 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, int lay
   AttentionOptions options;
   if (c.scale_attn_weights) options.scale /= std::sqrt(float(D));
   if (c.scale_attn_by_inverse_layer_idx) options.scale /= float(layer + 1);
-  const Tensor y = rearrange<"b t h d -> b t (h d)">(attention(q, k, v, options, ctx.lengths));
+  const Tensor y = rearrange<"b t h d -> b t (h d)">(ctx.attention(q, k, v, options));
   return linear(w["c_proj"], y, C, c.initializer_range / std::sqrt(2.0 * c.n_layer));
 }
 
@@ -72,7 +72,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Weights base = w["transformer"];
   const Tensor wte = base["wte"]("weight", {V, C}, normal(c.initializer_range));
   const Tensor wpe = base["wpe"]("weight", {c.n_positions, C}, normal(c.initializer_range));
-  Tensor x = ctx.dropout(gather(wte, ids) + slice(wpe, 0, 0, T), c.embd_pdrop);  // (B, T, C)
+  Tensor x = ctx.dropout(gather(wte, ids) + ctx.at_positions(wpe, ids), c.embd_pdrop);  // (B, T, C)
   for (int i = 0; i < c.n_layer; ++i) {
     const Weights h = base["h"][i];
     x = x + ctx.dropout(attend(c, h["attn"], norm(c, h["ln_1"], x), ctx, i), c.resid_pdrop);
@@ -80,7 +80,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   }
   x = ctx.keep("last_hidden_state", norm(c, base["ln_f"], x));
   const Tensor lm_head = c.tie_word_embeddings ? wte : w["lm_head"]("weight", {V, C}, normal(c.initializer_range));
-  return matmul(x, lm_head.t());
+  return matmul(ctx.last(x), lm_head.t());
 }
 
 }  // namespace gpt2

@@ -244,6 +244,22 @@ TEST(Matmul, MultipliesBatchesWithSharedOperands) {
       }
 }
 
+TEST(Matmul, WidensBf16OfBOnTheWay) {
+  Threads threads(2);
+  for (bool transposed : {false, true})
+    for (int64_t m : {1, 7, 100}) {
+      const Product run(Case{m, 90, 500, false, transposed}.spec());
+      Product mixed = run, wide = run;
+      mixed.spec.b_bf16 = true;
+      mixed.b = Buffer(Dtype::bf16, run.b.size);
+      std::mt19937 random(7);
+      mixed.b.fill(random);
+      const std::vector<double> values = mixed.b.values();
+      for (size_t i = 0; i < values.size(); ++i) reinterpret_cast<float*>(wide.b.data())[i] = float(values[i]);
+      for (Isa isa : isas()) EXPECT_TRUE(same_bits(mixed(isa, threads), wide(isa, threads))) << m << transposed;
+    }
+}
+
 TEST(MatmulThreads, DoNotChangeBits) {
   Threads one(1), two(2), three(3);
   for (Isa isa : isas())

@@ -87,6 +87,8 @@ void load(const std::byte* from, Dtype type, int64_t stride, int64_t n, T* to) {
           hn::StoreU(hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(from) + i)), d, to + i);
       }
       return each(two, [](const std::byte* p) { return T(widened_half(element<uint16_t>(p))); });
+    case Dtype::q8:
+    case Dtype::q4: break;  // no map reads these
   }
 }
 
@@ -132,6 +134,8 @@ void store(const T* from, int64_t n, std::byte* to, Dtype type, int64_t stride) 
       }
       return each([](T x) { return narrowed(float(x)); });
     case Dtype::f16: return each([](T x) { return narrowed_half(float(x)); });
+    case Dtype::q8:
+    case Dtype::q4: break;
   }
 }
 

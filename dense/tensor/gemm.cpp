@@ -20,7 +20,7 @@ inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; 
 
 // Does a copy pay? None of these numbers changes a bit.
 inline bool copies_b(const Gemm& g) {
-  if (g.type == Dtype::bf16 || (g.b_col != 1 && g.n > 1)) return true;
+  if (g.b_type == Dtype::bf16 || (g.b_col != 1 && g.n > 1)) return true;
   return g.m > 24 && g.k > 64 && g.b_row > 64;
 }
 inline bool copies_a(const Gemm& g) { return g.type == Dtype::bf16 || (g.m >= 24 && g.n >= 128); }
@@ -295,13 +295,14 @@ HWY_NOINLINE void round_to_bf16(const Gemm& g, const float* sums) {
   }
 }
 
-template <class T>
+template <class A, class B>
 HWY_INLINE void run(const Gemm& g, float* scratch) {
   const bool copy_b = copies_b(g), copy_a = copies_a(g), round = g.c_type == Dtype::bf16;
   float* const b_copy = scratch;
   float* const a_copy = b_copy + (copy_b ? b_copy_size(g) : 0);
   float* const sums = a_copy + (copy_a ? a_copy_size : 0);
-  const T *const a = static_cast<const T*>(g.a), *const b = static_cast<const T*>(g.b);
+  const A* const a = static_cast<const A*>(g.a);
+  const B* const b = static_cast<const B*>(g.b);
   float* const c = round ? sums : static_cast<float*>(g.c);
   const float* const bias = round ? nullptr : static_cast<const float*>(g.bias);
 
@@ -317,13 +318,13 @@ HWY_INLINE void run(const Gemm& g, float* scratch) {
       t.k = std::min(k_block, g.k - k);
       t.add = k > 0 || (g.accumulate && !round);
       t.bias = bias && k + k_block >= g.k ? bias + j : nullptr;
-      const T* const b_here = b + k * g.b_row + j * g.b_col;
+      const B* const b_here = b + k * g.b_row + j * g.b_col;
       if (copy_b && g.b_col == 1) copy_rows_of_b(b_here, g.b_row, t.k, n, b_copy);
       else if (copy_b) copy_columns_of_b(b_here, g.b_col, t.k, n, b_copy);
       t.b = copy_b ? b_copy : reinterpret_cast<const float*>(b_here);
       for (int64_t i0 = 0; i0 < g.m; i0 += m_step) {
         const int64_t m = std::min(m_step, g.m - i0);
-        const T* const a_here = a + i0 * g.a_row + k * g.a_col;
+        const A* const a_here = a + i0 * g.a_row + k * g.a_col;
         if (copy_a) copy_block_of_a(a_here, g.a_row, g.a_col, m, t.k, a_copy);
         t.a = copy_a ? a_copy : reinterpret_cast<const float*>(a_here);
         t.c = c + i0 * t.c_row + j;
@@ -337,8 +338,9 @@ HWY_INLINE void run(const Gemm& g, float* scratch) {
 }  // namespace
 
 void gemm(const Gemm& g, float* scratch) {
-  if (g.type == Dtype::bf16) run<uint16_t>(g, scratch);
-  else run<float>(g, scratch);
+  if (g.type == Dtype::bf16) run<uint16_t, uint16_t>(g, scratch);
+  else if (g.b_type == Dtype::bf16) run<float, uint16_t>(g, scratch);
+  else run<float, float>(g, scratch);
 }
 
 }  // namespace HWY_NAMESPACE

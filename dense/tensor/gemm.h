@@ -25,7 +25,7 @@ struct Gemm {
   void* c = nullptr;
   const void* bias = nullptr;  // or none
   int64_t a_row = 0, a_col = 0, b_row = 0, b_col = 0, c_row = 0;
-  Dtype type = Dtype::f32, c_type = Dtype::f32;  // f32 or bf16 each
+  Dtype type = Dtype::f32, b_type = Dtype::f32, c_type = Dtype::f32;  // of A, B and C: f32 or bf16; of B bf16 with bf16
   bool accumulate = false;
 };
 

@@ -239,6 +239,7 @@ class Sweep {
         if (x.size() > 2 && needs(x[2])) add(x[2], d);
         return;
       case Kind::attention: {
+        if (std::get<AttentionOptions>(node.detail).has_cache) fail("grad: expected attention without a cache");
         const Tensor out = value(id), lse(&graph_, out.id() + 1);
         std::vector<int32_t> operands{value(x[0]).id(), value(x[1]).id(), value(x[2]).id(), out.id(), lse.id(), d.id()};
         operands.insert(operands.end(), x.begin() + 3, x.end());

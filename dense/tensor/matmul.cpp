@@ -43,6 +43,7 @@ void check(const MatmulSpec& s, int threads) {
   if (!types)
     fail(shape(), ": expected f32 giving f32, bf16 giving f32 or bf16, or f64 giving f64, got ", name(s.type),
          " giving ", name(s.c_type));
+  if (s.b_bf16 && s.type != Dtype::f32) fail(shape(), ": expected A in f32 with B in bf16, got ", name(s.type));
   if (s.a_row != 1 && s.a_col != 1) fail(shape(), ": expected a stride of 1 in A, got ", s.a_row, " and ", s.a_col);
   if (s.b_row != 1 && s.b_col != 1) fail(shape(), ": expected a stride of 1 in B, got ", s.b_row, " and ", s.b_col);
   if (s.m > 1 && s.c_row < s.n) fail(shape(), ": expected rows of C at least ", s.n, " apart, got ", s.c_row);
@@ -69,6 +70,7 @@ Matmul::Matmul(const MatmulSpec& spec, Isa isa, int threads)
   gemm_ = {.m = m, .n = n, .k = spec_.k, .a_row = spec_.a_row, .a_col = spec_.a_col, .b_row = spec_.b_row};
   gemm_.b_col = spec_.b_col, gemm_.c_row = spec_.c_row;
   gemm_.type = spec_.type, gemm_.c_type = spec_.c_type;
+  gemm_.b_type = spec_.b_bf16 ? Dtype::bf16 : spec_.type;
   gemm_.accumulate = spec_.accumulate;
   if (batch_ * products == 0) {
     tasks_ = 0;
@@ -96,12 +98,13 @@ std::string Matmul::path() const { return spec_.type == Dtype::f64 ? "own loops"
 
 Matmul::Operands Matmul::batch_element(int64_t index, Operands x) const {
   const int64_t size = int64_t(size_of(spec_.type)), c_size = int64_t(size_of(spec_.c_type));
+  const int64_t b_size = int64_t(size_of(gemm_.b_type));
   for (size_t i = spec_.batch.size(); i-- > 0;) {
     const MatmulSpec::Batch& dim = spec_.batch[i];
     const int64_t at = index % dim.size;
     index /= dim.size;
     x.a += at * dim.a * size;
-    x.b += at * dim.b * size;
+    x.b += at * dim.b * b_size;
     x.c += at * dim.c * c_size;
   }
   return x;
@@ -109,6 +112,7 @@ Matmul::Operands Matmul::batch_element(int64_t index, Operands x) const {
 
 void Matmul::run_task(int64_t task, const Operands& all, std::byte* scratch) const {
   const int64_t size = int64_t(size_of(spec_.type)), c_size = int64_t(size_of(spec_.c_type));
+  const int64_t b_size = int64_t(size_of(gemm_.b_type));
   const int64_t i = task % m_blocks_ * gemm_.m, j = task / m_blocks_ % n_blocks_ * gemm_.n;
   const int64_t first = task / (m_blocks_ * n_blocks_) * batch_of_task_;
   Gemm g = gemm_;
@@ -117,7 +121,7 @@ void Matmul::run_task(int64_t task, const Operands& all, std::byte* scratch) con
   for (int64_t index = first; index < std::min(first + batch_of_task_, batch_); ++index) {
     const Operands x = spec_.batch.empty() ? all : batch_element(index, all);
     g.a = x.a + i * g.a_row * size;
-    g.b = x.b + j * g.b_col * size;
+    g.b = x.b + j * g.b_col * b_size;
     g.c = x.c + (i * g.c_row + j) * c_size;
     g.bias = spec_.bias ? x.bias + j * c_size : nullptr;
     run_(g, reinterpret_cast<float*>(scratch));

@@ -23,6 +23,7 @@ namespace dense {
 struct MatmulSpec {
   int64_t m = 0, n = 0, k = 0;
   Dtype type = Dtype::f32;    // of A and B: f32, bf16 or f64
+  bool b_bf16 = false;        // of B alone, A being f32: the bits of B in f32
   Dtype c_type = Dtype::f32;  // of C and bias: f32; f64 with f64; bf16, too, with bf16
   int64_t a_row = 0, a_col = 1, b_row = 0, b_col = 1, c_row = 0;  // of A and of B one is 1; C's columns are adjacent
   struct Batch {

@@ -80,8 +80,8 @@ struct Plan::Parts {
   void choose_roots();
   std::vector<MapGroup> group_maps();
   std::vector<int32_t> sources_of(int32_t id) const;
-  bool waits_for(int32_t id, int32_t g, const std::vector<MapGroup>& groups,
-                 const std::vector<int32_t>& group_of, int32_t whole_before) const;
+  bool waits_for(int32_t id, int32_t g, const std::vector<MapGroup>& groups, const std::vector<int32_t>& group_of,
+                 int32_t whole_before) const;
   void order(const std::vector<MapGroup>& groups);
   bool is_bias_sum(int32_t id) const { return adds_bias[size_t(id)]; }
   bool inlined_into(int32_t id, const Map& map) const;

@@ -158,6 +158,8 @@ void Plan::Parts::plan_matmul(int32_t id) {
   spec.k = shape_a.back();
   spec.type = node(x.operands[0]).dtype;
   spec.c_type = x.dtype;
+  const Dtype b_type = node(x.operands[1]).dtype;
+  spec.b_bf16 = spec.type == Dtype::f32 && b_type == Dtype::bf16;
   // the stride of an axis of one element may be anything
   const auto strides = [](const Layout& l, size_t i, int64_t rows, int64_t cols, int64_t& row, int64_t& col) {
     row = l.view.strides[i], col = l.view.strides[i + 1];
@@ -185,11 +187,12 @@ void Plan::Parts::plan_matmul(int32_t id) {
   if (bias.buffer != none) step.reads.push_back(bias.buffer);
   step.writes = {c.buffer};
   step.flops = 2.0 * double(count_of(x.shape)) * double(spec.k);
-  step.bytes = double(count_of(shape_a) + count_of(node(x.operands[1]).shape)) * double(size_of(spec.type)) +
+  step.bytes = double(count_of(shape_a)) * double(size_of(spec.type)) +
+               double(count_of(node(x.operands[1]).shape)) * double(size_of(b_type)) +
                double(count_of(x.shape)) * double(size_of(x.dtype));
   step.scratch = kernel->scratch_bytes();
-  step.prepare = [this, kernel, a, b, c, bias, type = spec.type, c_type = x.dtype] {
-    const std::byte *pa = at(a, type), *pb = at(b, type), *pbias = bias.buffer == none ? nullptr : at(bias, c_type);
+  step.prepare = [this, kernel, a, b, c, bias, type = spec.type, b_type, c_type = x.dtype] {
+    const std::byte *pa = at(a, type), *pb = at(b, b_type), *pbias = bias.buffer == none ? nullptr : at(bias, c_type);
     std::byte* pc = at(c, c_type);
     return KernelRun([=](std::byte* memory, Threads& threads) { kernel->run(pa, pb, pc, pbias, memory, threads); });
   };
@@ -218,6 +221,16 @@ AttentionSpec attention_spec(const Shape& q, const Shape& k, Dtype type, const A
   return spec;
 }
 
+// Keys or values of new tokens (B, T, H_kv, D) to their places in a cache (B, H_kv, S, D).
+void remember(const AttentionSpec& spec, int64_t time, const float* from, const AttentionSpec::Strides& strides,
+              const int32_t* starts, float* cache) {
+  for (int64_t b = 0; b < spec.batch; ++b)
+    for (int64_t t = 0; t < time && starts[b] + t < spec.keys; ++t)
+      for (int64_t h = 0; h < spec.kv_heads; ++h)
+        std::copy_n(from + b * strides.batch + t * strides.time + h * strides.head, spec.head_dim,
+                    cache + b * spec.k.batch + (starts[b] + t) * spec.k.time + h * spec.k.head);
+}
+
 }  // namespace
 
 void Plan::Parts::plan_attention(int32_t id) {
@@ -225,8 +238,20 @@ void Plan::Parts::plan_attention(int32_t id) {
   const auto& options = std::get<AttentionOptions>(x.detail);
   const Layout q = layout_of(x.operands[0]), k = layout_of(x.operands[1]), v = layout_of(x.operands[2]);
   const Layout out = layout[size_t(id)], lse = layout[size_t(id) + 1];
-  AttentionSpec spec = attention_spec(x.shape, node(x.operands[1]).shape, x.dtype, options);
-  spec.q = head_strides(q), spec.k = head_strides(k), spec.v = head_strides(v), spec.out = head_strides(out);
+  Shape keys = node(x.operands[1]).shape;
+  AttentionSpec spec{};
+  Layout cache[2];
+  if (options.has_cache) {
+    for (size_t i = 0; i < 2; ++i) cache[i] = layout_of(x.operands[x.operands.size() - 2 + i]);
+    keys[1] = node(x.operands.back()).shape[2];
+    spec = attention_spec(x.shape, keys, x.dtype, options);
+    const Shape& strides = cache[0].view.strides;
+    spec.k = spec.v = {strides[0], strides[2], strides[1]};
+  } else {
+    spec = attention_spec(x.shape, keys, x.dtype, options);
+    spec.k = head_strides(k), spec.v = head_strides(v);
+  }
+  spec.q = head_strides(q), spec.out = head_strides(out);
   spec.dq = spec.q, spec.dk = spec.k, spec.dv = spec.v, spec.dout = spec.out;
   const Layout lengths = options.has_lengths ? layout_of(x.operands[3]) : Layout();
   const Layout starts = options.has_starts ? layout_of(x.operands[options.has_lengths ? 4 : 3]) : Layout();
@@ -234,22 +259,30 @@ void Plan::Parts::plan_attention(int32_t id) {
   Kernel step;
   step.position = position[size_t(id)];
   step.kind = "attention";
-  step.what = text("attention ", to_string(x.shape), " ", to_string(node(x.operands[1]).shape));
+  step.what = text("attention ", to_string(x.shape), " ", to_string(keys));
   step.reads = {q.buffer, k.buffer, v.buffer};
-  for (const Layout& l : {lengths, starts})
+  for (const Layout& l : {lengths, starts, cache[0], cache[1]})
     if (l.buffer != none) step.reads.push_back(l.buffer);
   step.writes = {out.buffer, lse.buffer};
   step.flops = attention_flops(spec);
   step.scratch = kernel->scratch_bytes();
-  step.prepare = [this, kernel, q, k, v, out, lse, lengths, starts, type = x.dtype] {
+  step.prepare = [=, this, keys_of = cache[0], values_of = cache[1], time = x.shape[1], type = x.dtype] {
     const auto ints = [&](const Layout& l) {
       return l.buffer == none ? nullptr : reinterpret_cast<const int32_t*>(at(l, Dtype::i32));
     };
     const void *pq = at(q, type), *pk = at(k, type), *pv = at(v, type);
     void *pout = at(out, type), *plse = at(lse, type);
     const int32_t *plengths = ints(lengths), *pstarts = ints(starts);
-    return KernelRun([=](std::byte* memory, Threads& threads) {
-      kernel->forward(pq, pk, pv, plengths, pstarts, pout, plse, memory, threads);
+    if (keys_of.buffer == none)
+      return KernelRun([=](std::byte* memory, Threads& threads) {
+        kernel->forward(pq, pk, pv, plengths, pstarts, pout, plse, memory, threads);
+      });
+    float *const pkeys = reinterpret_cast<float*>(at(keys_of, type)), *const pvalues =
+                                                                          reinterpret_cast<float*>(at(values_of, type));
+    return KernelRun([=, from_k = head_strides(k), from_v = head_strides(v)](std::byte* memory, Threads& threads) {
+      remember(spec, time, static_cast<const float*>(pk), from_k, pstarts, pkeys);
+      remember(spec, time, static_cast<const float*>(pv), from_v, pstarts, pvalues);
+      kernel->forward(pq, pkeys, pvalues, plengths, pstarts, pout, plse, memory, threads);
     });
   };
   steps.push_back(std::move(step));

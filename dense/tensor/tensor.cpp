@@ -234,7 +234,11 @@ Tensor map_of(std::span<const Tensor> operands, std::shared_ptr<const Formula> f
   if (keep == Keep::rows) shape.back() = 1;
   if (keep == Keep::columns) std::fill(shape.begin(), shape.end() - 1, 1);
   std::vector<int32_t> ids;
-  for (Tensor x : operands) ids.push_back(x.id());
+  for (Tensor x : operands) {
+    if (is_quantised(x.dtype()))
+      fail(x.node().name, " ", to_string(x.shape()), ": expected ", name(x.dtype()), " in matmul and gather alone");
+    ids.push_back(x.id());
+  }
   return operands[0].graph().append(
       {Kind::map, dtype, std::move(shape), std::move(ids), Map{std::move(formula), std::move(space), keep}});
 }
@@ -503,7 +507,10 @@ Tensor matmul(Tensor a, Tensor b) {
   const bool wide = a.dtype() == Dtype::f64 || b.dtype() == Dtype::f64;
   const Dtype type = wide ? Dtype::f64 : graph.matmul_type;
   if (a.dtype() != type) a = cast(a, type);
-  if (b.dtype() != type) b = cast(b, type);
+  // weights of fewer bits are read as they are
+  const bool is_weight = b.rank() == 2 && graph.node(base_view(b).first).kind == Kind::input && type == Dtype::f32;
+  const bool as_stored = b.dtype() == Dtype::bf16 || (graph.streams_weights && b.dtype() == Dtype::f16);
+  if (b.dtype() != type && !is_quantised(b.dtype()) && !(is_weight && as_stored)) b = cast(b, type);
   Shape shape = a.shape();
   if (b.rank() == 2) a = reshape(a, {-1, a.size(-1)});  // all rows at once
   // each row, or each column, in one piece
@@ -543,7 +550,8 @@ Tensor gather(Tensor table, Tensor ids) {
   return graph.append({Kind::gather, type, std::move(shape), {contiguous(table).id(), contiguous(ids).id()}, {}});
 }
 
-Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths, Tensor starts) {
+Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths, Tensor starts,
+                 KeyValues cache) {
   Graph& graph = common_graph("attention", std::array{q, k, v});
   const Shape& a = q.shape();
   if (a.size() != 4 || k.rank() != 4 || k.shape() != v.shape() || k.size(0) != a[0] || k.size(3) != a[3] ||
@@ -565,6 +573,18 @@ Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor 
     // rows of heads are read as they lie, but each row in one piece
     const bool whole = base_view(x).second.strides[3] == 1 || a[3] == 1;
     operands[i] = x.dtype() != type || !whole ? cast(x, type).id() : stored(x).id();
+  }
+  options.has_cache = bool(cache.keys);
+  if (cache.keys) {
+    for (Tensor x : {cache.keys, cache.values}) {
+      const bool fits = x.rank() == 4 && x.size(0) == a[0] && x.size(1) == k.size(2) && x.size(3) == a[3];
+      if (!fits || x.node().kind != Kind::input || x.dtype() != Dtype::f32)
+        fail("attention: cache ", to_string(x.shape()), ": expected an input (", a[0], ", ", k.size(2), ", S, ", a[3],
+             ") in f32");
+      operands.push_back(x.id());
+    }
+    if (cache.keys.shape() != cache.values.shape() || !starts || type != Dtype::f32)
+      fail("attention: expected a cache of equal shapes, starts, and f32");
   }
   const Tensor out = graph.append({Kind::attention, type, a, operands, options});
   graph.append({Kind::part, type, {a[0], a[2], a[1]}, {out.id()}, uint64_t{1}});  // lse

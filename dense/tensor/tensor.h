@@ -53,7 +53,7 @@ enum class Kind : uint8_t {
   place,           // a tensor put together from others, each where a view would find it
   gather,          // rows of a table (V, C) by ids (..., )
   scatter,         // ids, rows (ids, C), base or none: base, or zeros, plus each row where its id says
-  attention,       // q, k, v, [lengths, starts]
+  attention,       // q, k, v, [lengths, starts, keys and values of earlier tokens]
   attention_grad,  // q, k, v, out, lse, dout, [lengths, starts]
   part,            // a further result of an operand
   assign,          // an input and its new values
@@ -85,7 +85,7 @@ struct AttentionOptions {
   float scale = 1, soft_cap = 0;  // 0: none
   bool causal = true;
   int64_t window = 0;  // 0: no limit
-  bool has_lengths = false, has_starts = false;
+  bool has_lengths = false, has_starts = false, has_cache = false;
   bool operator==(const AttentionOptions&) const = default;
 };
 
@@ -176,6 +176,8 @@ class Graph {
 
   // The type that matmul computes in, for operands in f32: bf16 rounds them first and keeps sums in f32.
   Dtype matmul_type = Dtype::f32;
+  // For few rows: matmul reads the weights it multiplies by as they lie in memory, in one stream (see matvec.h).
+  bool streams_weights = false;
   int32_t region = -1, regions = 0;  // see checkpoint
 
  private:
@@ -278,8 +280,14 @@ Tensor matmul(Tensor a, Tensor b);
 // Row ids[i] of table (V, C), for each i: (ids..., C). Running throws Error for an id that is no row.
 Tensor gather(Tensor table, Tensor ids);
 // Scaled dot product attention: q (B, T, H, D), k and v (B, S, H_kv, D) -> (B, T, H, D), where H_kv divides H. lengths
-// (B) i32: only the first keys of a row are seen; starts (B) i32: the position of a row's first query.
-Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths = {}, Tensor starts = {});
+// (B) i32: only the first keys of a row are seen; starts (B) i32: the position of a row's first query. With a cache,
+// inputs, k and v of the token at position p are first written to its place p, if it has one, and q sees those of all
+// earlier positions, too; there is no gradient.
+struct KeyValues {
+  Tensor keys = {}, values = {};  // (B, H_kv, S, D)
+};
+Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths = {}, Tensor starts = {},
+                 KeyValues cache = {});
 // Gives the input x new values, at the end of a run. value() never does.
 Tensor assign(Tensor x, Tensor values);
 
