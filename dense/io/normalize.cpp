@@ -48,7 +48,9 @@ ByteCharacters::ByteCharacters() {
   for (char32_t b = 0; b < 256; ++b) {
     const bool shown = (b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
     const char32_t c = shown ? b : other++;
-    append_char(for_byte[b], c);
+    std::string text;
+    append_char(text, c);
+    for_byte[b][0] = text[0], for_byte[b][1] = text.size() > 1 ? text[1] : '\0';
     byte_of[c] = int16_t(b);
   }
 }

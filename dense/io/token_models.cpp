@@ -157,6 +157,26 @@ class Bpe : public TokenModel {
       ids.push_back(s.symbols[size_t(i)].id);
   }
 
+  // Two known characters that no merge brings together are a place where to cut. Models of whole texts, such as Llama
+  // 2's, so become models of words.
+  size_t part(std::string_view word) const override {
+    if (ignore_merges_ || !prefix_.empty() || !suffix_.empty()) return word.size();
+    const char *p = word.data(), *const end = p + word.size();
+    const auto known = [&](const char* from, const char* to, char32_t c) {
+      return (c < 128 ? ascii_[c] : vocabulary.find({from, size_t(to - from)})) >= 0;
+    };
+    const char* before = p;
+    char32_t left = next_char(p);
+    while (p < end) {
+      const char* const at = p;
+      const char32_t right = next_char(p);
+      if (seams_.find(left, right) < 0 && known(before, at, left) && known(at, p, right))
+        return size_t(at - word.data());
+      left = right, before = at;
+    }
+    return word.size();
+  }
+
  private:
   void read_merges(const std::vector<Json>& items, const std::string& where) {
     merges_.reserve(items.size());
@@ -184,7 +204,17 @@ class Bpe : public TokenModel {
         if (id < 0) fail(where, "[", i, "]: token ", shown(token), " is not in the vocabulary");
       merges_(uint32_t(l), uint32_t(r)) = int32_t(merged_.size());  // a later one replaces an equal earlier one
       merged_.push_back(both);
+      if (!left.empty() && !right.empty()) seams_(last_char(left), first_char(right)) = 0;
     }
+  }
+  static uint32_t first_char(std::string_view text) {
+    const char* p = text.data();
+    return next_char(p);
+  }
+  static uint32_t last_char(std::string_view text) {
+    size_t at = text.size() - 1;
+    while ((uint8_t(text[at]) & 0xc0) == 0x80) --at;
+    return first_char(text.substr(at));
   }
 
   // The symbols of the word before any merge.
@@ -268,6 +298,7 @@ class Bpe : public TokenModel {
   }
 
   PairMap merges_;                           // (left, right) -> rank
+  PairMap seams_;                            // of characters: those at which the two parts of a merge meet
   std::vector<int32_t> merged_;              // rank -> the token that left and right become
   std::string prefix_, suffix_, unk_token_;  // without an unk_token unknown characters are dropped
   int32_t unk_ = -1;

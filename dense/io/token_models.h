@@ -76,6 +76,9 @@ class TokenModel {
   // Appends the ids of a word, which is UTF-8 and not empty.
   virtual void encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const = 0;
 
+  // How much of a long word's beginning can be encoded on its own, the rest being a word again: the ids are the same.
+  virtual size_t part(std::string_view word) const { return word.size(); }
+
   Vocabulary vocabulary;
 };
 

@@ -71,40 +71,45 @@ void cut_words(Words& words, const Pattern& pattern, Behavior behavior, bool inv
   std::vector<Words::Word> out;
   std::vector<Match> matches;
   std::vector<Cut> cuts, joined;
+  out.reserve(words.words.size());
   for (const Words::Word& word : words.words) {
-    matches.clear(), cuts.clear();
-    pattern(words[word], matches);
-    size_t at = 0;
-    for (const auto [begin, end] : matches) {
-      if (at != begin) cuts.push_back({at, begin, invert});
-      cuts.push_back({begin, end, !invert});
-      at = end;
-    }
-    if (at != word.end - word.begin) cuts.push_back({at, word.end - word.begin, invert});
-
-    if (behavior == Behavior::merged_with_next) std::reverse(cuts.begin(), cuts.end());
-    if (behavior != Behavior::removed && behavior != Behavior::isolated) {
-      // A match joins what came before it (from the end: what comes after), unless that was one itself; with
-      // contiguous, matches join matches and the rest joins the rest.
-      joined.clear();
-      bool before = false;
-      for (const Cut& cut : cuts) {
-        const bool joins = behavior == Behavior::contiguous ? cut.match == before : cut.match && !before;
-        if (joins && !joined.empty()) {
-          joined.back().begin = std::min(joined.back().begin, cut.begin);
-          joined.back().end = std::max(joined.back().end, cut.end);
-        } else {
-          joined.push_back(cut);
-        }
-        before = cut.match;
-      }
-      std::swap(cuts, joined);
-    }
-    if (behavior == Behavior::merged_with_next) std::reverse(cuts.begin(), cuts.end());
-    for (const Cut& cut : cuts) {
-      if (cut.begin == cut.end || (behavior == Behavior::removed && cut.match)) continue;
+    const auto push = [&](const Cut& cut) {
+      if (cut.begin == cut.end || (behavior == Behavior::removed && cut.match)) return;
       out.push_back({word.begin + cut.begin, word.begin + cut.end, word.at_start && cut.begin == 0});
+    };
+    const auto for_cuts = [&](const auto& f) {
+      size_t at = 0;
+      for (const auto [begin, end] : matches) {
+        if (at != begin) f(Cut{at, begin, invert});
+        f(Cut{begin, end, !invert});
+        at = end;
+      }
+      if (at != word.end - word.begin) f(Cut{at, word.end - word.begin, invert});
+    };
+    matches.clear();
+    pattern(words[word], matches);
+    if (behavior == Behavior::removed || behavior == Behavior::isolated) {
+      for_cuts(push);
+      continue;
     }
+    // A match joins what came before it (from the end: what comes after), unless that was one itself; with contiguous,
+    // matches join matches and the rest joins the rest.
+    cuts.clear(), joined.clear();
+    for_cuts([&](const Cut& cut) { cuts.push_back(cut); });
+    if (behavior == Behavior::merged_with_next) std::reverse(cuts.begin(), cuts.end());
+    bool before = false;
+    for (const Cut& cut : cuts) {
+      const bool joins = behavior == Behavior::contiguous ? cut.match == before : cut.match && !before;
+      if (joins && !joined.empty()) {
+        joined.back().begin = std::min(joined.back().begin, cut.begin);
+        joined.back().end = std::max(joined.back().end, cut.end);
+      } else {
+        joined.push_back(cut);
+      }
+      before = cut.match;
+    }
+    if (behavior == Behavior::merged_with_next) std::reverse(joined.begin(), joined.end());
+    for (const Cut& cut : joined) push(cut);
   }
   words.words = std::move(out);
 }
@@ -494,22 +499,26 @@ struct Tokenizer::Parts {
   void encode_words(Words& words, WordCache& cache, std::vector<int32_t>& ids) const {
     if (pre_tokenizer) pre_tokenizer(words);
     for (const Words::Word& word : words.words) {
-      const std::string_view text = words[word];
-      if (text.empty()) continue;
-      if (text.size() > WordCache::longest) {
-        model->encode(text, cache.scratch, ids);
-        continue;
-      }
-      const uint64_t hash = hash_of(text);
-      const std::span<const int32_t> known = cache.find(text, hash);
-      if (known.data()) {
-        ids.insert(ids.end(), known.begin(), known.end());
-      } else {
-        const size_t first = ids.size();
-        model->encode(text, cache.scratch, ids);
-        cache.add(text, hash, std::span(ids).subspan(first));
+      std::string_view text = words[word];
+      while (!text.empty()) {
+        const size_t taken = text.size() > WordCache::longest ? model->part(text) : text.size();
+        encode_word(text.substr(0, taken), cache, ids);
+        text.remove_prefix(taken);
       }
     }
+  }
+
+  void encode_word(std::string_view word, WordCache& cache, std::vector<int32_t>& ids) const {
+    if (word.size() > WordCache::longest) return model->encode(word, cache.scratch, ids);
+    const uint64_t hash = hash_of(word);
+    const std::span<const int32_t> known = cache.find(word, hash);
+    if (known.data()) {
+      for (const int32_t id : known) ids.push_back(id);
+      return;
+    }
+    const size_t first = ids.size();
+    model->encode(word, cache.scratch, ids);
+    cache.add(word, hash, std::span(ids).subspan(first));
   }
 
   void encode(std::string_view text, WordCache& cache, std::vector<int32_t>& ids) const {
@@ -654,6 +663,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool special) cons
     fail("encode: expected a text of at most 134217727 bytes, got ", text.size());
   const Parts& parts = *parts_;
   std::vector<int32_t> ids;
+  ids.reserve(text.size() / 4 + 16);
   if (special) ids = parts.frame.before;
   std::unique_ptr<WordCache> cache = parts.caches.take();
   parts.encode(text, *cache, ids);
