@@ -45,9 +45,12 @@ Flag flag_of(const ConfigField& field, const std::string& name, T& value) {
     flag.type = type_name<T>;
     flag.fallback = fmt::to_string(value);
     flag.set = [name, &value](std::string_view given) { value = parsed<T>(name, given); };
+  } else if constexpr (std::same_as<T, TokenIds>) {
+    flag = flag_of(field, name, value.ids);
   } else {
     using V = typename T::value_type;
     flag.type = std::string(type_name<V>) + ",...";
+    if constexpr (!std::same_as<V, std::string>) flag.fallback = fmt::to_string(fmt::join(value, ","));
     flag.set = [name, &value](std::string_view given) {
       value.clear();
       for (size_t begin = 0; begin <= given.size();) {

@@ -1,6 +1,9 @@
 #include "cli/pages.h"
 
 #include "models/gpt2.h"
+#include "models/llama.h"
 #include "models/microgpt.h"
 
-std::vector<dense::Page> dense::cli::pages() { return {page<gpt2::Config>(), page<microgpt::Config>()}; }
+std::vector<dense::Page> dense::cli::pages() {
+  return {page<gpt2::Config>(), page<llama::Config>(), page<microgpt::Config>()};
+}

@@ -12,9 +12,11 @@ struct Config {
   std::optional<int> n_inner;                                                           // else 4 n_embd
   std::string activation_function = "gelu_new";
   double resid_pdrop = 0.1, embd_pdrop = 0.1, attn_pdrop = 0, layer_norm_epsilon = 1e-5, initializer_range = 0.02;
+  TokenIds bos_token_id{{50256}}, eos_token_id{{50256}}, pad_token_id;
   bool scale_attn_weights = true, scale_attn_by_inverse_layer_idx = false, tie_word_embeddings = true;
 
   static constexpr const char* model_type = "gpt2";
+  static constexpr const char* architecture = "GPT2LMHeadModel";
   static constexpr bool causal = true;                                          // scored on the token that comes next
   static constexpr const char* base = "transformer";                            // the prefix that files may lack
   static constexpr const char* inert[] = {"reorder_and_upcast_attn", "n_ctx"};  // fields without an effect
@@ -36,6 +38,9 @@ struct Config {
     f("scale_attn_by_inverse_layer_idx", scale_attn_by_inverse_layer_idx,
       "divide scores by the number of the block, from 1");
     f("tie_word_embeddings", tie_word_embeddings, "use wte for the output, too");
+    f("bos_token_id", bos_token_id, "token that begins a text");
+    f("eos_token_id", eos_token_id, "token, or tokens, that end one");
+    f("pad_token_id", pad_token_id, "token after the end of one");
   }
 };
 

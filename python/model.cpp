@@ -163,11 +163,20 @@ void check_names(const Json& object, const std::string& prefix, const Page& page
   }
 }
 
+template <class T>
+py::object to_python(const T& value) {
+  return py::cast(value);
+}
+py::object to_python(const TokenIds& value) {
+  if (value.ids.empty()) return py::none();
+  return value.ids.size() == 1 ? py::object(py::int_(value.ids[0])) : py::cast(value.ids);
+}
+
 // As config.json has it: the field a.b is "b" in the dict "a".
 py::dict config(const Shared& self) {
   py::dict root("model_type"_a = self.page().model_type);
   for (const ConfigField& field : self.page().fields) {
-    const py::object value = std::visit([](const auto* v) { return py::cast(*v); }, field.value);
+    const py::object value = std::visit([](const auto* v) -> py::object { return to_python(*v); }, field.value);
     std::string_view name = field.name;
     if (value.is_none() && name.find('.') != name.npos) continue;  // no dict is made for nothing
     py::dict place = root;

@@ -428,7 +428,7 @@ TEST_F(Cli, RefusesToTrainAPageOnWhatDoesNotFit) {
       {{"--model.n_head", "3"}, "gpt2: n_head: expected a divisor of n_embd = 128, got 3"},
       {{"--model.activation_function", "gelo"}, "activation: expected one of gelu, "},
       {{"--model.tie_word_embeddings", "yes"}, "--model.tie_word_embeddings: expected true or false, got \"yes\""},
-      {{"--model_type", "gpt3"}, "model_type: expected one of gpt2, microgpt, got gpt3"},
+      {{"--model_type", "gpt3"}, "model_type: expected one of gpt2, llama, microgpt, got gpt3"},
       {{"--data", "none.txt"}, "none.txt"},
       {{"--time", "1000"}, "--data: expected 1000 bytes or more, got "},
       {{"--out", "names.txt"}, "--out: names.txt: expected a folder"},

@@ -276,6 +276,68 @@ TEST(Config, WritingKeepsTheRestOfTheOriginal) {
             folder / "c" + ": rope_scaling.factor: expected objects around it in " + (folder / "bad"));
 }
 
+struct Tokens {
+  TokenIds eos_token_id{{7}};
+  void fields(auto&& f) { f("eos_token_id", eos_token_id, "ends"); }
+};
+
+TEST(Config, TokensAreNoneOneOrSeveralAndStayAsTheyAreWritten) {
+  const TemporaryFolder folder;
+  const std::pair<const char*, std::vector<int>> cases[] = {
+      {"null", {}}, {"3", {3}}, {"[\n    3\n  ]", {3}}, {"[\n    3,\n    4\n  ]", {3, 4}}};
+  for (const auto& [text, ids] : cases) {
+    const std::string given = "{\n  \"eos_token_id\": " + std::string(text) + ",\n  \"model_type\": \"m\"\n}\n";
+    const std::string path = folder.write("c", given);
+    Tokens tokens;
+    read_config(path, tokens, nullptr);
+    EXPECT_EQ(tokens.eos_token_id.ids, ids) << text;
+    write_config(folder / "d", tokens, "m", path);
+    EXPECT_EQ(contents(folder / "d"), given);
+    write_config(folder / "e", tokens, "m");
+    Tokens again;
+    read_config(folder / "e", again, nullptr);
+    EXPECT_EQ(again.eos_token_id.ids, ids) << text;
+  }
+  Tokens tokens;
+  for (const char* text : {"\"3\"", "1.5", "true", "[3, null]"})
+    EXPECT_NE(error_of([&] {
+                read_config(folder.write("c", "{\"eos_token_id\": " + std::string(text) + "}"), tokens, nullptr);
+              }).find("c: eos_token_id: expected a token or a list of tokens, got "),
+              std::string::npos)
+        << text;
+}
+
+struct Rope {
+  double rope_theta = 1;
+  std::optional<std::string> type;
+  void fields(auto&& f) { f("rope_theta", rope_theta, ""), f("rope_scaling.rope_type", type, ""); }
+};
+
+TEST(Config, RopeParametersOfNewerFilesAreReadAsOlderOnesSpellThem) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("c", R"({"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3"}})");
+  Rope rope;
+  std::vector<std::string> warnings;
+  const Warn warn = [&](const std::string& line) { warnings.push_back(line); };
+  read_config(path, rope, warn);
+  EXPECT_EQ(rope.rope_theta, 5e5);
+  EXPECT_EQ(rope.type, "llama3");
+  EXPECT_EQ(warnings.size(), 0);
+  write_config(folder / "d", rope, "m", path);
+  EXPECT_EQ(contents(folder / "d"), R"({
+  "rope_theta": 5e5,
+  "rope_scaling": {
+    "rope_type": "llama3"
+  },
+  "model_type": "m"
+}
+)");
+  // by kind of layer: nothing that this page could know
+  read_config(folder.write("c", R"({"rope_parameters": {"full_attention": {"rope_theta": 2.0}}})"), rope, warn);
+  EXPECT_EQ(rope.rope_theta, 5e5);
+  EXPECT_EQ(warnings.size(), 1);
+}
+
 TEST(Config, ModelTypeIsReadOrMissed) {
   const TemporaryFolder folder;
   const std::string path = folder / "config.json";

@@ -23,7 +23,7 @@ using namespace dense;
 namespace fs = std::filesystem;
 using Args = std::vector<std::string>;
 
-const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16"};
+const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -218,19 +218,31 @@ TEST_F(Forward, HubFoldersGiveTheSameBytes) {
   for (const std::string name : cases) {
     SCOPED_TRACE(name);
     const std::string inputs = fixture(name) + "/inputs.safetensors", want = outputs(fixture(name), inputs);
+    const bool gpt2 = name.starts_with("gpt2");
+    const auto without_base = [&](std::vector<StoredTensor>& tensors) {
+      const std::string base = gpt2 ? "transformer." : "model.";
+      for (StoredTensor& t : tensors)
+        if (t.name.starts_with(base)) t.name = t.name.substr(base.size());
+    };
     Changed bare(name), old(name), buffers(name), sharded(name);
-    for (StoredTensor& t : bare.tensors) t.name = t.name.substr(std::string("transformer.").size());
+    without_base(bare.tensors);
     EXPECT_TRUE(outputs(bare.write(folder, name + "-bare"), inputs) == want);
 
+    without_base(old.tensors);
     for (StoredTensor& t : old.tensors) {
-      t.name = t.name.substr(std::string("transformer.").size());
-      if (t.name.find("ln_") == std::string::npos) continue;
+      if (t.name.find("ln_") == std::string::npos && t.name.find("norm") == std::string::npos) continue;
       const size_t dot = t.name.rfind('.');
       t.name = t.name.substr(0, dot) + (t.name.ends_with("weight") ? ".gamma" : ".beta");
     }
     EXPECT_TRUE(outputs(old.write(folder, name + "-old"), inputs) == want);
 
     for (int layer = 0; layer < 2; ++layer) {
+      if (!gpt2) {
+        const std::string attention = "model.layers." + std::to_string(layer) + ".self_attn.";
+        buffers.tensors.push_back(
+            tensor<float>(attention + "rotary_emb.inv_freq", "F32", {8}, std::vector<float>(8, 3)));
+        continue;
+      }
       const std::string h = "transformer.h." + std::to_string(layer) + ".attn.";
       if (layer)
         buffers.tensors.push_back(tensor<float>(h + "bias", "F32", {1, 1, 64, 64}, std::vector<float>(64 * 64, 1)));
@@ -240,7 +252,7 @@ TEST_F(Forward, HubFoldersGiveTheSameBytes) {
       else buffers.tensors.push_back(tensor<float>(h + "masked_bias", "F32", {}, {-1e4f}));
     }
     EXPECT_TRUE(outputs(buffers.write(folder, name + "-buffers"), inputs) == want);
-    for (StoredTensor& t : buffers.tensors) t.name = t.name.substr(std::string("transformer.").size());
+    without_base(buffers.tensors);
     EXPECT_TRUE(outputs(buffers.write(folder, name + "-bare-buffers"), inputs) == want);
 
     const std::string shards = folder / (name + "-sharded");
@@ -249,6 +261,118 @@ TEST_F(Forward, HubFoldersGiveTheSameBytes) {
     fs::copy_file(fixture(name) + "/config.json", shards + "/config.json");
     EXPECT_TRUE(outputs(shards, inputs) == want);
   }
+}
+
+// What was trained in bfloat16 is stored so; the values are those of the same weights in float32.
+TEST_F(Forward, LlamaInShardsOfSixteenBitsGivesTheSameBytesAsItsWeightsInFloat32) {
+  const std::string inputs = fixture("llama3") + "/inputs.safetensors";
+  Changed narrow("llama3"), wide("llama3");
+  for (StoredTensor& t : narrow.tensors) {
+    std::vector<uint16_t> top;
+    for (float v : to_f32(t)) top.push_back(uint16_t(std::bit_cast<uint32_t>(v) >> 16));
+    t = tensor(t.name, "BF16", t.shape, top);
+    wide.at(t.name) = tensor(t.name, "F32", t.shape, to_f32(t));
+  }
+  const std::string shards = folder / "shards";
+  fs::create_directories(shards);
+  write_sharded(shards, narrow.tensors, 50'000);
+  EXPECT_TRUE(fs::exists(shards + "/model.safetensors.index.json"));
+  folder.write("shards/config.json", narrow.config.dump());
+  EXPECT_TRUE(outputs(shards, inputs) == outputs(wide.write(folder, "wide"), inputs));
+}
+
+// The same meaning, other words.
+TEST_F(Forward, LlamaConfigsOfAnyAgeAreRead) {
+  const std::string inputs = fixture("llama") + "/inputs.safetensors", want = outputs(fixture("llama"), inputs);
+  Changed old("llama"), scaled("llama3");
+  for (const char* name : {"attention_bias", "attention_dropout", "head_dim", "mlp_bias", "rope_theta", "rope_scaling",
+                           "tie_word_embeddings", "hidden_act", "pretraining_tp"})
+    old.config.erase(name);
+  EXPECT_TRUE(outputs(old.write(folder, "old"), inputs) == want);
+  for (const char* name : {"head_dim", "rope_scaling", "pretraining_tp", "attention_bias"}) old.config[name] = nullptr;
+  old.config["max_sequence_length"] = nullptr;
+  EXPECT_TRUE(outputs(old.write(folder, "old"), inputs) == want);
+  for (const char* key : {"type", "rope_type"})
+    for (const char* type : {"default", "dynamic", "linear"}) {  // dynamic: the same while texts are short
+      old.config["rope_scaling"] = {{key, type}, {"factor", 1}};
+      EXPECT_TRUE(outputs(old.write(folder, "old"), inputs) == want) << type;
+    }
+
+  const std::string scaled_inputs = fixture("llama3") + "/inputs.safetensors";
+  const std::string scaled_want = outputs(fixture("llama3"), scaled_inputs);
+  nlohmann::json& rope = scaled.config["rope_scaling"];
+  rope["type"] = rope["rope_type"];
+  rope.erase("rope_type");
+  EXPECT_TRUE(outputs(scaled.write(folder, "scaled"), scaled_inputs) == scaled_want);
+  // as transformers 5 writes it
+  nlohmann::json parameters = rope;
+  parameters["rope_type"] = "llama3";
+  parameters["rope_theta"] = scaled.config["rope_theta"];
+  scaled.config["rope_parameters"] = parameters;
+  scaled.config.erase("rope_scaling");
+  scaled.config.erase("rope_theta");
+  scaled.config["dtype"] = "float32";
+  EXPECT_TRUE(outputs(scaled.write(folder, "new"), scaled_inputs) == scaled_want);
+}
+
+TEST_F(Forward, LlamaConfigsThatDoNotFitAreRefusedByFieldAndValue) {
+  const std::string inputs = fixture("llama") + "/inputs.safetensors";
+  const nlohmann::json llama3 = Changed("llama3").config["rope_scaling"];
+  const auto without = [&](const char* name) {
+    nlohmann::json rope = llama3;
+    rope.erase(name);
+    return rope;
+  };
+  const std::tuple<const char*, nlohmann::json, const char*> changes[] = {
+      {"rope_scaling",
+       {{"type", "yarn"}, {"factor", 2.0}},
+       "llama: rope_scaling.rope_type: expected default, linear, dynamic or llama3, got yarn"},
+      {"rope_scaling", {{"rope_type", "longrope"}}, "got longrope"},
+      {"rope_scaling", {{"type", "linear"}}, "llama: rope_scaling.factor: expected a number, missing"},
+      {"rope_scaling", {{"type", "linear"}, {"factor", 0}}, "rope_scaling.factor: expected a number above 0, got 0"},
+      {"rope_scaling", without("low_freq_factor"), "rope_scaling.low_freq_factor: expected a number, missing"},
+      {"rope_scaling", without("high_freq_factor"), "rope_scaling.high_freq_factor: expected a number, missing"},
+      {"rope_scaling", without("original_max_position_embeddings"),
+       "rope_scaling.original_max_position_embeddings: expected a number, missing"},
+      {"rope_scaling", "linear", "rope_scaling: expected an object, got \"linear\""},
+      {"num_attention_heads", 6, "model.layers.0.self_attn.q_proj.weight: expected (96, 64), got (64, 64)"},
+      {"num_key_value_heads", 3, "llama: num_key_value_heads: expected a divisor of num_attention_heads = 4, got 3"},
+      {"num_key_value_heads", nullptr, "model.layers.0.self_attn.k_proj.weight: expected (64, 64), got (32, 64)"},
+      {"head_dim", 15, "llama: head_dim: expected an even number, got 15"},
+      {"head_dim", 24, "model.layers.1.self_attn.o_proj.weight: expected (64, 96), got (64, 64)"},
+      {"hidden_act", "swoosh", "activation: expected one of gelu, "},
+      {"attention_bias", true, "model.layers.0.self_attn.q_proj.bias: expected (64), missing"},
+      {"mlp_bias", true, "model.layers.1.mlp.down_proj.bias: expected (64), missing"},
+      {"num_hidden_layers", 1, "model.layers.1.input_layernorm.weight (64): expected no such tensor"},
+      {"intermediate_size", 96, "model.layers.0.mlp.down_proj.weight: expected (64, 96), got (64, 128)"},
+      {"rms_norm_eps", "1e-6", "rms_norm_eps: expected a number, got \"1e-6\""},
+      {"rope_theta", 0, "rope_theta: expected a number above 0, got 0"}};
+  for (const auto& [field, value, says] : changes) {
+    Changed changed("llama");
+    changed.config[field] = value;
+    expect_refused(changed.write(folder, "changed"), inputs, says);
+  }
+  Changed wide("llama"), dynamic("llama"), untied("llama3");
+  wide.config.erase("head_dim");
+  wide.config["num_attention_heads"] = 3;
+  expect_refused(wide.write(folder, "changed"), inputs,
+                 "llama: num_attention_heads: expected a divisor of hidden_size = 64, got 3");
+  dynamic.config["rope_scaling"] = {{"type", "dynamic"}, {"factor", 2.0}};
+  dynamic.config["max_position_embeddings"] = 23;
+  expect_refused(dynamic.write(folder, "changed"), inputs,
+                 "llama: expected at most max_position_embeddings = 23 tokens, got 24: longer ones are not supported "
+                 "where rope_type is dynamic");
+  untied.config["tie_word_embeddings"] = false;
+  expect_refused(untied.write(folder, "changed"), fixture("llama3") + "/inputs.safetensors",
+                 "lm_head.weight: expected (192, 64), missing");
+}
+
+// Some tied checkpoints hold the copy nonetheless.
+TEST_F(Forward, ATiedLlamaIgnoresAStoredHead) {
+  const std::string inputs = fixture("llama3") + "/inputs.safetensors";
+  Changed tied("llama3");
+  tied.tensors.push_back(tensor("lm_head.weight", "F32", {192, 64}, to_f32(tied.at("model.embed_tokens.weight"))));
+  EXPECT_TRUE(outputs(tied.write(folder, "tied"), inputs) == outputs(fixture("llama3"), inputs));
 }
 
 TEST_F(Forward, AnyNumberOfThreadsGivesTheSameBytes) {

@@ -202,7 +202,7 @@ TEST(NN, RopeTurnsPairsByTheirPosition) {
           return x.a.at(i) * std::cos(a) + (i[3] < 4 ? -1 : 1) * x.a.at(other) * std::sin(a);
         };
       };
-      const Tensor y = rope(x.x, at.x, 10000);
+      const Tensor y = rope(x.x, rotation(at.x, rope_frequencies(8, 10000)));
       expect_near(y, array(x.a.shape, turned(1)), 3e-5, to_string(positions_shape));
       // its gradient turns back
       const Tensor w = graph.input(x.x.shape());
@@ -211,7 +211,8 @@ TEST(NN, RopeTurnsPairsByTheirPosition) {
     }
   Graph graph(1);
   const Pair x = input(graph, {1, 4, 1, 2});
-  const Tensor counted = rope(x.x, graph.counter({4}), 10000);  // positions that nobody stores
+  const Tensor counted =
+      rope(x.x, rotation(graph.counter({4}), rope_frequencies(2, 10000)));  // positions that nobody stores
   expect_near(counted,
               array({1, 4, 1, 2},
                     [&](const Index& i) {

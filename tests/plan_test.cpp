@@ -1433,7 +1433,8 @@ TEST(Plan, ErrorsNameTheOperationAndTheShapes) {
       {[&] { activation("geglu", x); },
        "activation: expected one of gelu, gelu_python, gelu_new, gelu_fast, gelu_accurate, gelu_pytorch_tanh, gelu_10, "
        "quick_gelu, relu, relu2, relu6, leaky_relu, silu, swish, mish, tanh, sigmoid, linear, got geglu"},
-      {[&] { rope(x, ids, 1e4); }, "rope: (2, 3): expected (B, T, H, D) with an even D"},
+      {[&] { rope(x, rotation(ids, rope_frequencies(4, 1e4))); }, "rope: (2, 3): expected (B, T, H, 4)"},
+      {[&] { rope_frequencies(3, 1e4); }, "rope_frequencies: expected an even head size, got 3"},
   };
   for (const auto& [call, want] : cases) EXPECT_EQ(error_of(call), want);
 }

@@ -30,9 +30,29 @@ constexpr std::string_view never_matter[] = {
     // clang-format on
 };
 
+// Since its version 5 transformers writes rope_theta and rope_scaling as one object, rope_parameters. (Where that holds
+// more objects, a page must know what they are.)
+void split_rope_parameters(Json& root) {
+  const auto is = [](const Json& item) { return item.name == "rope_parameters" && item.kind == Json::object; };
+  const auto found = std::ranges::find_if(root.items, is);
+  const auto is_object = [](const Json& item) { return item.kind == Json::object; };
+  if (found == root.items.end() || std::ranges::any_of(found->items, is_object)) return;
+  Json scaling = std::move(*found);
+  root.items.erase(found);
+  const auto add = [&](Json item) {
+    if (!root.find(item.name)) root.items.push_back(std::move(item));
+  };
+  for (const Json& item : scaling.items)
+    if (item.name == "rope_theta") add(item);
+  std::erase_if(scaling.items, [](const Json& item) { return item.name == "rope_theta"; });
+  scaling.name = "rope_scaling";
+  if (!scaling.items.empty()) add(std::move(scaling));
+}
+
 Json read_object(const fs::path& file) {
   Json root = parse_json(read_file(file), file.string());
   if (root.kind != Json::object) fail(file.string(), ": expected an object, got ", shown(root));
+  split_rope_parameters(root);
   return root;
 }
 
@@ -77,6 +97,13 @@ Expected read(const Json& json, std::optional<T>& value) {
   return read(json, value.emplace());
 }
 
+Expected read(const Json& json, TokenIds& value) {
+  value.ids.clear();
+  if (json.kind == Json::null) return "";
+  const Expected expected = json.kind == Json::array ? read(json, value.ids) : read(json, value.ids.emplace_back());
+  return expected.empty() ? "" : "a token or a list of tokens";
+}
+
 // The value as JSON.
 Json to_json(bool value) { return {Json::boolean, "", value ? "true" : "false"}; }
 Json to_json(const std::string& value) { return {Json::string, "", value}; }
@@ -93,13 +120,16 @@ Json to_json(const std::vector<T>& value) {
   for (const T& item : value) list.items.push_back(to_json(item));
   return list;
 }
+Json to_json(const TokenIds& value) {
+  return value.ids.empty() ? Json{} : value.ids.size() == 1 ? to_json(value.ids[0]) : to_json(value.ids);
+}
 template <class T>
 Json to_json(const std::optional<T>& value) {
   return value ? to_json(*value) : Json{};
 }
 
 template <class T>
-constexpr bool is_optional = false;
+constexpr bool is_optional = std::same_as<T, TokenIds>;
 template <class T>
 constexpr bool is_optional<std::optional<T>> = true;
 

@@ -31,6 +31,12 @@ namespace dense {
 
 struct Json;
 
+// The tokens that have a meaning, such as the end of a text: none, one, or several; null, a number or a list in files.
+struct TokenIds {
+  std::vector<int> ids = {};
+  bool operator==(const TokenIds&) const = default;
+};
+
 // Throws Error, starting with `where`, unless `value` is `least` or more, or for a floating-point number above it. No
 // value is right, and of a list every value must be.
 template <class T, class Least>
@@ -54,7 +60,7 @@ void check_field(const std::string& name, const T& value, Least least) {
 
 // A field of any config, for code that is compiled once.
 template <class... T>
-using PointerToAny = std::variant<T*..., std::optional<T>*...>;
+using PointerToAny = std::variant<TokenIds*, T*..., std::optional<T>*...>;
 struct ConfigField {
   std::string name;
   PointerToAny<bool, int, int64_t, float, double, std::string, std::vector<int>, std::vector<float>,

@@ -91,15 +91,29 @@ Tensor soft_cap(Tensor x, double cap) {
   return map("soft_cap", {x}, [cap](Row, X v) { return cap * tanh(v[0] * (1 / cap)); });
 }
 
-Tensor rope(Tensor x, Tensor positions, double base) {
-  if (x.rank() != 4 || x.size(3) % 2) fail("rope: ", to_string(x.shape()), ": expected (B, T, H, D) with an even D");
-  const int64_t half = x.size(3) / 2;
+std::vector<float> rope_frequencies(int64_t head, double theta) {
+  if (head < 2 || head % 2) fail("rope_frequencies: expected an even head size, got ", head);
+  std::vector<float> frequencies;
+  for (int64_t i = 0; i < head; i += 2)  // rounded where PyTorch rounds
+    frequencies.push_back(1 / float(std::pow(theta, double(float(i) / float(head)))));
+  return frequencies;
+}
+
+Rotation rotation(Tensor positions, std::span<const float> frequencies) {
   Shape at = positions.shape();
   at.insert(at.end(), {1, 1});
-  const Tensor angle = map("rope", {reshape(positions, at), x.graph().counter({half})},
-                           [&](Row, X v) { return v[0] * exp(v[1] * (-std::log(base) / double(half))); });
+  const Tensor frequency = positions.graph().input({int64_t(frequencies.size())});
+  frequency.set(frequencies);
+  const Tensor angle = reshape(positions, at) * frequency;
+  return {cos(angle), sin(angle)};
+}
+
+Tensor rope(Tensor x, const Rotation& rotation) {
+  const auto [c, s] = rotation;
+  if (x.rank() != 4 || x.size(3) != 2 * c.size(-1))
+    fail("rope: ", to_string(x.shape()), ": expected (B, T, H, ", 2 * c.size(-1), ")");
+  const int64_t half = c.size(-1);
   const Tensor a = slice(x, 3, 0, half), b = slice(x, 3, half, 2 * half);
-  const Tensor c = cos(angle), s = sin(angle);
   return concat(std::array{a * c - b * s, b * c + a * s}, 3);
 }
 

@@ -20,9 +20,16 @@ Tensor swiglu(Tensor gate, Tensor up);  // silu(gate) up                        
 Tensor soft_cap(Tensor x, double cap);  // cap tanh(x / cap)
 // By the name that Hugging Face configs have for it. Throws Error for one that is not known.
 Tensor activation(const std::string& name, Tensor x);
-// Rotary positions for x (B, T, H, D): pairs (i, i + D / 2) are turned by position * base^(-2 i / D). positions: f32 or
-// i32, (T) or (B, T).                                                                    Su et al. 2021, arXiv:2104.09864
-Tensor rope(Tensor x, Tensor positions, double base);
+// Rotary positions: pairs (i, i + D / 2) of a head's elements are turned by position * frequency[i].
+//                                                                                        Su et al. 2021, arXiv:2104.09864
+// The cosines and sines, once for all heads and layers, (T, 1, D / 2) or (B, T, 1, D / 2); positions f32 or i32, (T) or
+// (B, T). Angles are products in f32, as elsewhere: far from 0 their rounding is part of a model.
+struct Rotation {
+  Tensor cos, sin;
+};
+Rotation rotation(Tensor positions, std::span<const float> frequencies);
+Tensor rope(Tensor x, const Rotation& rotation);                  // x (B, T, H, D)
+std::vector<float> rope_frequencies(int64_t head, double theta);  // theta^(-2 i / head), for each pair of a head's
 // Each element is kept with probability 1 - p and then divided by it. Which ones: a function of the seed and the key
 // (two i32, such as the number of the step).
 Tensor dropout(Tensor x, double p, uint64_t seed, Tensor key);
