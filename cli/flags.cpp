@@ -76,8 +76,11 @@ std::vector<Flag> flags_of(const std::vector<ConfigField>& fields, const std::st
   return flags;
 }
 
-bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::string& about, const std::string& example) {
-  CLI::App app(about, call.program);
+bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::string& about, const std::string& example,
+               const std::vector<Place>& places) {
+  std::string program = call.program;
+  for (const Place& place : places) program += " " + place.name;
+  CLI::App app(about, program);
   app.set_help_flag("-h,--help", "print this text")->group("Flags");
   app.get_formatter()->column_width(38);
   app.get_formatter()->label("OPTIONS", "FLAGS");
@@ -101,8 +104,14 @@ bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::stri
     const size_t equals = arg.find('=');
     if (arg.starts_with("--") && equals + 1 == arg.size()) fail(arg.substr(0, equals), ": expected a value, got \"\"");
   }
+  std::vector<std::string> args = call.args;
+  for (size_t i = 0; i < args.size(); ++i) {  // `--json` alone is true
+    const auto flag = std::ranges::find_if(flags, [&](const Flag& f) { return "--" + f.name == args[i]; });
+    if (flag == flags.end() || flag->type != type_name<bool>) continue;
+    if (i + 1 == args.size() || (args[i + 1] != "true" && args[i + 1] != "false")) args[i] += "=true";
+  }
   try {
-    app.parse(std::vector(call.args.rbegin(), call.args.rend()));  // CLI11 takes arguments from the back
+    app.parse(std::vector(args.rbegin(), args.rend()));  // CLI11 takes arguments from the back
   } catch (const CLI::CallForHelp&) {
     fmt::print("{}\n", app.help());
     return false;
@@ -110,11 +119,17 @@ bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::stri
     const std::string_view what = error.what();
     fail(what.substr(0, what.find(':')), ": expected a value, got nothing");
   }
+  size_t given = 0;
   for (const std::string& arg : app.remaining()) {
     const std::string name = arg.substr(0, arg.find('='));
+    if (!arg.starts_with("-") && given < places.size()) {
+      *places[given++].value = arg;
+      continue;
+    }
     if (!arg.starts_with("-")) fail("unexpected argument \"", arg, "\" (see ", call.program, " --help)");
     fail("unknown flag ", name, did_you_mean(name, names), " (see ", call.program, " --help)");
   }
+  if (given < places.size()) fail("expected ", places[given].name, " (see ", call.program, " --help)");
   return true;
 }
 

@@ -2,7 +2,8 @@
 //
 // A config is a struct with defaults and a member `void fields(auto&& f)` that calls f(name, field, text, least) for each
 // field; `least` is the smallest whole number allowed, or what a floating-point number must be above, and text has none.
-// Field `n_layer` is flag --n_layer, given as `--n_layer 2` or `--n_layer=2`, at most once.
+// Field `n_layer` is flag --n_layer, given as `--n_layer 2` or `--n_layer=2`, at most once; of true or false, `--json` is
+// `--json true`.
 #pragma once
 
 #include <fmt/format.h>
@@ -26,8 +27,13 @@ struct Flag {
   std::function<void(std::string_view given)> set;  // throws Error if `given` is no such value
 };
 
-// Sets the flags given in call.args. --help prints `about`, the flags and `example`, and returns false.
-bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::string& about, const std::string& example);
+// Sets the flags given in call.args, and `places`, what is given without a name: each has a name for --help and must be
+// given. --help prints `about`, the flags and `example`, and returns false.
+struct Place {
+  std::string name, *value;
+};
+bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::string& about, const std::string& example,
+               const std::vector<Place>& places = {});
 
 // "; did you mean NAME?" with the name closest to `word`, or "" when none is close.
 std::string did_you_mean(const std::string& word, const std::vector<std::string>& names);
@@ -58,8 +64,9 @@ T parse_number(const std::string& name, std::string_view given) {
 std::vector<Flag> flags_of(const std::vector<ConfigField>& fields, const std::string& prefix = {});
 
 template <class Config>
-bool parse_flags(Config& config, const Call& call, const std::string& about, const std::string& example) {
-  return set_flags(flags_of(config_fields(config)), call, about, example);
+bool parse_flags(Config& config, const Call& call, const std::string& about, const std::string& example,
+                 const std::vector<Place>& places = {}) {
+  return set_flags(flags_of(config_fields(config)), call, about, example, places);
 }
 
 }  // namespace dense::cli

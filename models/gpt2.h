@@ -21,6 +21,7 @@ struct Config {
   static constexpr const char* base = "transformer";                            // the prefix that files may lack
   static constexpr const char* inert[] = {"reorder_and_upcast_attn", "n_ctx"};  // fields without an effect
   static constexpr const char* inert_tensors[] = {"attn.bias", "attn.masked_bias", "lm_head.weight"};
+  int context() const { return n_positions; }
   void fields(auto&& f) {
     f("vocab_size", vocab_size, "tokens in the vocabulary", 1);
     f("n_positions", n_positions, "longest sequence", 1);

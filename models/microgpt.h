@@ -12,6 +12,7 @@ struct Config {
 
   static constexpr const char* model_type = "microgpt";
   static constexpr bool causal = true;  // scored on the token that comes next
+  int context() const { return block_size; }
   void fields(auto&& f) {
     f("vocab_size", vocab_size, "tokens in the vocabulary", 1);
     f("block_size", block_size, "longest sequence", 1);

@@ -8,6 +8,7 @@
 
 #include "dense/scalar/kernels.h"
 #include "dense/tensor/formula.h"
+#include "dense/tensor/matmul.h"
 #include "dense/tensor/plan.h"
 
 namespace dense {
@@ -95,6 +96,8 @@ struct Plan::Parts {
 
   void plan_group(const MapGroup& group);
   void plan_matmul(int32_t id);
+  void plan_matvec(int32_t id, int32_t result, const Layout& a, const Layout& b, const Layout& c, const Layout& bias,
+                   const MatmulSpec& spec, Dtype type);
   void plan_attention(int32_t id);
   void plan_attention_grad(int32_t id);
   void plan_gather(int32_t id);

@@ -9,7 +9,9 @@
 #include "dense/tensor/elements.h"
 #include "dense/tensor/fused.h"
 #include "dense/tensor/matmul.h"
+#include "dense/tensor/matvec.h"
 #include "dense/tensor/plan_parts.h"
+#include "dense/tensor/quantised.h"
 #include "dense/tensor/threads.h"
 
 namespace dense {
@@ -177,6 +179,9 @@ void Plan::Parts::plan_matmul(int32_t id) {
     const auto& operands = node(with_bias).operands;
     bias = layout_of(base(operands[0]) == id ? operands[1] : operands[0]);
   }
+  const bool streams = is_quantised(b_type) || (graph.streams_weights && rank == 2 && b.buffer != none &&
+                                                buffers[size_t(b.buffer)].outside && spec.type == Dtype::f32);
+  if (streams) return plan_matvec(id, result, a, b, c, bias, spec, b_type);
   const auto kernel = std::make_shared<Matmul>(spec, isa, graph.threads().count());
   Kernel step;
   step.position = position[size_t(result)];
@@ -195,6 +200,42 @@ void Plan::Parts::plan_matmul(int32_t id) {
     const std::byte *pa = at(a, type), *pb = at(b, b_type), *pbias = bias.buffer == none ? nullptr : at(bias, c_type);
     std::byte* pc = at(c, c_type);
     return KernelRun([=](std::byte* memory, Threads& threads) { kernel->run(pa, pb, pc, pbias, memory, threads); });
+  };
+  steps.push_back(std::move(step));
+}
+
+// A product with weights that are read from memory as they lie there.
+void Plan::Parts::plan_matvec(int32_t id, int32_t result, const Layout& a, const Layout& b, const Layout& c,
+                              const Layout& bias, const MatmulSpec& spec, Dtype type) {
+  const bool by_row = is_quantised(type) || (spec.b_row == 1 && spec.n > 1);  // the view that matmul has is the other way round
+  const auto kernel = std::make_shared<Matvec>(MatvecSpec{.m = spec.m,
+                                                          .n = spec.n,
+                                                          .k = spec.k,
+                                                          .weights = type,
+                                                          .by_row = by_row,
+                                                          .row_stride = by_row ? spec.b_col : spec.b_row,
+                                                          .bias = spec.bias},
+                                               isa, graph.threads().count());
+  Kernel step;
+  step.position = position[size_t(result)];
+  step.kind = "matvec";
+  step.what =
+      text("matvec ", to_string(node(node(id).operands[0]).shape), " ", to_string(node(node(id).operands[1]).shape),
+           spec.bias ? " + bias" : "", ", ", name(type), ", ", kernel->path());
+  step.reads = {a.buffer, b.buffer};
+  if (bias.buffer != none) step.reads.push_back(bias.buffer);
+  step.writes = {c.buffer};
+  step.flops = 2.0 * double(spec.m) * double(spec.n) * double(spec.k);
+  step.bytes = is_quantised(type) ? double(quantised_bytes(type, spec.n, spec.k))
+                                  : double(spec.n) * double(spec.k) * double(size_of(type));
+  step.scratch = kernel->scratch_bytes();
+  step.prepare = [=, this, a_row = spec.a_row, c_row = spec.c_row] {
+    const auto floats = [&](const Layout& x) { return reinterpret_cast<float*>(at(x, Dtype::f32)); };
+    const float *pa = floats(a), *pbias = bias.buffer == none ? nullptr : floats(bias);
+    const std::byte* pb = at(b, type);
+    float* pc = floats(c);
+    return KernelRun(
+        [=](std::byte* memory, Threads& threads) { kernel->run(pa, a_row, pb, pc, c_row, pbias, memory, threads); });
   };
   steps.push_back(std::move(step));
 }
@@ -350,7 +391,8 @@ void Plan::Parts::plan_gather(int32_t id) {
                table_name.empty() ? "the table" : table_name, ", got ", which[i], " at ", i);
         const std::byte* row = source + which[i] * columns * int64_t(size_of(from));
         std::byte* const place = result + i * columns * int64_t(size_of(to));
-        if (from == to) std::memcpy(place, row, size_t(columns) * size_of(to));
+        if (is_quantised(from)) dequantise_row(source, from, which[i], columns, reinterpret_cast<float*>(place));
+        else if (from == to) std::memcpy(place, row, size_t(columns) * size_of(to));
         else f32.load(row, from, 1, columns, reinterpret_cast<float*>(place));
       }
     });

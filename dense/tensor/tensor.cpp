@@ -519,7 +519,8 @@ Tensor matmul(Tensor a, Tensor b) {
     const int64_t row = strides[strides.size() - 2], column = strides.back(), rows = x->size(-2), columns = x->size(-1);
     const bool by_row = column == 1 || columns == 1, by_column = row == 1 || rows == 1;
     const bool repeated = (row == 0 && rows > 1) || (column == 0 && columns > 1);
-    if ((!by_row && !by_column) || repeated) *x = cast(*x, type);
+    const bool streams = x == &a && (graph.streams_weights || is_quantised(b.dtype()));  // and reads whole rows
+    if ((!by_row && (!by_column || streams)) || repeated) *x = cast(*x, type);
     *x = stored(*x);
   }
   const Dtype result = wide ? Dtype::f64 : Dtype::f32;

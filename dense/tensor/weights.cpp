@@ -1,6 +1,7 @@
 #include "dense/tensor/weights.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <numbers>
@@ -8,6 +9,8 @@
 #include "dense/scalar/error.h"
 #include "dense/tensor/elements.h"
 #include "dense/tensor/plan.h"
+#include "dense/tensor/quantised.h"
+#include "dense/tensor/threads.h"
 
 namespace dense {
 
@@ -74,11 +77,18 @@ const Parameter& Parameters::declare(const std::string& name, const Shape& shape
     found = all_.emplace(name, std::move(made)).first;
   }
   Parameter& parameter = found->second;
+  const auto packed_as = [&](size_t n, size_t k) {
+    return parameter.packed == Shape{(shape[n] + strip_rows - 1) / strip_rows,
+                                     (shape[k] + quantised_block - 1) / quantised_block, block_bytes(parameter.dtype)};
+  };
+  if (is_quantised(parameter.dtype) && !parameter.declared && shape.size() == 2 && (packed_as(0, 1) || packed_as(1, 0)))
+    parameter.shape = shape;
   if (parameter.shape != shape) {
     const std::string problem = text(name, ": expected ", to_string(shape), ", got ", to_string(parameter.shape));
     if (parameter.declared) fail(problem);  // two uses on a page
     problems_.push_back(problem);
     parameter.shape = shape;
+    parameter.dtype = Dtype::f32;
     parameter.memory = zero_memory(parameter.bytes().size());
   }
   parameter.declared = true;
@@ -111,15 +121,37 @@ int64_t Parameters::count() const {
 }
 
 void Parameters::widen() {
-  const auto elements = elements_f32(best_isa());
-  for (auto& [name, parameter] : all_) {
-    if (parameter.dtype == Dtype::f32 || !parameter.declared) continue;
-    const Memory wide = zero_memory(size_t(count_of(parameter.shape)) * 4);
-    elements.load(parameter.memory.data, parameter.dtype, 1, count_of(parameter.shape),
-                  reinterpret_cast<float*>(wide.data));
-    parameter.dtype = Dtype::f32;
-    parameter.memory = wide;
+  for (auto& [name, parameter] : all_)
+    if (parameter.declared) convert(name, Dtype::f32, true, *make_threads(1));
+}
+
+void Parameters::convert(const std::string& name, Dtype type, bool by_row, Threads& threads) {
+  Parameter& p = all_.at(name);
+  if (p.dtype == type) return;
+  if (is_quantised(p.dtype)) fail(name, ": expected weights that are not quantised, got ", dense::name(p.dtype));
+  Memory to;
+  if (is_quantised(type)) {
+    const int64_t n = p.shape[by_row ? 0 : 1], k = p.shape[by_row ? 1 : 0];
+    p.packed = {(n + strip_rows - 1) / strip_rows, (k + quantised_block - 1) / quantised_block, block_bytes(type)};
+    to = zero_memory(quantised_bytes(type, n, k));
+    try {
+      quantise({p.memory.data, p.dtype, n, k, by_row ? k : 1, by_row ? 1 : n}, type, to.data, threads);
+    } catch (const Error& error) {
+      fail(name, ": ", error.what());
+    }
+  } else {
+    to = zero_memory(size_t(count_of(p.shape)) * size_of(type));
+    const auto elements = elements_f32(best_isa());
+    const int64_t count = count_of(p.shape), block = 1 << 14;
+    threads.run(int((count + block - 1) / block), [&](int task) {
+      std::array<float, size_t(block)> some;
+      const int64_t at = task * block, n = std::min(block, count - at);
+      elements.load(p.memory.data + at * int64_t(size_of(p.dtype)), p.dtype, 1, n, some.data());
+      elements.store(some.data(), n, to.data + at * int64_t(size_of(type)), type, 1);
+    });
   }
+  p.dtype = type;
+  p.memory = to;
 }
 
 Tensor Weights::operator()(std::string_view name, const Shape& shape, Init init) const {

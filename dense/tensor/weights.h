@@ -29,7 +29,10 @@ struct Parameter {
   Memory memory;
   bool declared = false;    // by a page; else it came with a checkpoint
   std::string stored = {};  // the checkpoint's name, where that is another
-  std::span<std::byte> bytes() const { return {memory.data, size_t(count_of(shape)) * size_of(dtype)}; }
+  Shape packed = {};        // of q8 and q4: strips, blocks of a strip, bytes of a block
+  std::span<std::byte> bytes() const {
+    return {memory.data, is_quantised(dtype) ? size_t(count_of(packed)) : size_t(count_of(shape)) * size_of(dtype)};
+  }
 };
 
 // The parameters of one model, in the order of their names.
@@ -53,8 +56,11 @@ class Parameters {
   std::vector<const Parameter*> declared() const;
   int64_t count() const;  // of elements, declared ones
   bool loaded() const { return loaded_; }
-  // Has every parameter in f32, to be trained.
+  // Has every parameter in f32, to be trained. Throws Error for quantised ones.
   void widen();
+  // Has one parameter in another type. To q8 and q4: by_row says whether each of its rows, or else each column, is what
+  // sums run along.
+  void convert(const std::string& name, Dtype type, bool by_row, Threads& threads);
 
  private:
   std::map<std::string, Parameter>::iterator find(const std::string& name);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dense/scalar/error.h"
+#include "dense/tensor/quantised.h"
 #include "dense/tensor/threads.h"
 
 namespace dense {
@@ -31,6 +32,12 @@ Dtype stored_type(const StoredTensor& tensor) {
   fail(tensor.file, ": ", tensor.name, ": expected F32, BF16 or F16, got ", tensor.dtype);
 }
 
+// What `dense quantize` writes: bytes under the name of the weights and ".int8" or ".int4".
+Dtype quantised_type(const StoredTensor& tensor) {
+  if (tensor.dtype != "U8") return Dtype::f32;
+  return tensor.name.ends_with(".int8") ? Dtype::q8 : tensor.name.ends_with(".int4") ? Dtype::q4 : Dtype::f32;
+}
+
 bool ends_with_any(const std::string& name, const std::vector<std::string>& ends) {
   return std::ranges::any_of(ends, [&](const std::string& end) { return name.ends_with(end); });
 }
@@ -49,9 +56,18 @@ Model::Model(Page page, const std::filesystem::path& folder, int threads, const 
     : page_(std::move(page)), parameters_(0, page_.base), folder_(folder), threads_(make_threads(threads)) {
   set_fields(folder / "config.json", page_.fields, page_.inert, warn);
   for (auto& [name, tensor] : read_safetensors(folder)) {
-    const bool known = tensor.dtype == "F32" || tensor.dtype == "BF16" || tensor.dtype == "F16";
+    const bool known = is_quantised(quantised_type(tensor)) || tensor.dtype == "F32" || tensor.dtype == "BF16" ||
+                       tensor.dtype == "F16";
     if (!known && ends_with_any(name, page_.inert_tensors)) {
       unread_.push_back(tensor);
+      continue;
+    }
+    if (const Dtype type = quantised_type(tensor); is_quantised(type)) {
+      if (tensor.shape.size() != 3 || tensor.shape[2] != block_bytes(type))
+        fail(tensor.file, ": ", name, ": expected (strips, blocks, ", block_bytes(type), "), got ",
+             to_string(tensor.shape));
+      const std::string base = name.substr(0, name.rfind('.'));
+      parameters_.load({base, type, {}, {tensor.bytes.data(), tensor.owner}, false, {}, tensor.shape});
       continue;
     }
     parameters_.load({name, stored_type(tensor), tensor.shape, {tensor.bytes.data(), tensor.owner}, false, {}});
@@ -203,13 +219,40 @@ Plan& Model::training_plan() {
   return *trainings_[0]->plan;
 }
 
+// Which parameters matmul multiplies by, and whether their rows are what it sums along.
+std::map<std::string, bool> Model::matmul_weights() {
+  Recorded r(threads_);
+  r.graph.streams_weights = true;  // takes them as they are
+  r.context.wanted = r.graph.input({1}, Dtype::i32);
+  page_.forward(Weights(r.graph, parameters_), r.graph.input({1, 1}, Dtype::i32), r.context);
+  std::map<std::string, bool> result;
+  for (int32_t id = 0; id < r.graph.nodes(); ++id) {
+    if (r.graph.node(id).kind != Kind::matmul) continue;
+    const TensorNode& weights = r.graph.node(r.graph.node(id).operands[1]);
+    const bool is_view = weights.kind == Kind::view;
+    const TensorNode& base = is_view ? r.graph.node(weights.operands[0]) : weights;
+    if (base.kind == Kind::input && base.shape.size() == 2)
+      result[base.name] = is_view && std::get<View>(weights.detail).strides[0] == 1;
+  }
+  return result;
+}
+
+void Model::convert(Dtype type) {
+  if (type == Dtype::f32) return parameters_.widen();
+  for (const auto& [name, by_row] : matmul_weights()) parameters_.convert(name, type, by_row, *threads_);
+}
+
 void Model::save(const std::filesystem::path& folder) const {
   std::filesystem::create_directories(folder);
   std::vector<StoredTensor> tensors = unread_;
-  static constexpr const char* type_names[] = {"F32", "F64", "BF16", "F16", "I32"};
-  for (const auto& [name, p] : parameters_.all())
-    tensors.push_back(
-        {p.stored.empty() ? name : p.stored, type_names[int(p.dtype)], p.shape, p.bytes(), p.memory.owner, {}});
+  static constexpr const char* type_names[] = {"F32", "F64", "BF16", "F16", "I32", "U8", "U8"};
+  for (const auto& [name, p] : parameters_.all()) {
+    const bool packed = is_quantised(p.dtype);
+    const std::string written = (p.stored.empty() ? name : p.stored) + (p.dtype == Dtype::q8   ? ".int8"
+                                                                        : p.dtype == Dtype::q4 ? ".int4"
+                                                                                               : "");
+    tensors.push_back({written, type_names[int(p.dtype)], packed ? p.packed : p.shape, p.bytes(), p.memory.owner, {}});
+  }
   write_sharded(folder, tensors);
   const auto original = folder_.empty() ? std::filesystem::path() : folder_ / "config.json";
   write_fields(folder / "config.json", page_.fields, page_.model_type, original);

@@ -22,6 +22,7 @@ struct Page {
   std::vector<std::string> inert, inert_tensors;
   std::vector<ConfigField> fields;                               // of the config
   std::function<Tensor(Weights, Tensor ids, Context&)> forward;  // (B, T) -> (B, T, V)
+  std::function<int64_t()> context = {};                         // the most tokens of a row; none: any number
   bool causal = false;  // labels are the tokens themselves, and each place is scored on the one that comes next
 };
 
@@ -37,6 +38,7 @@ Page page() {
     page.inert_tensors.assign(std::begin(Config::inert_tensors), std::end(Config::inert_tensors));
   page.fields = config_fields(*config);
   page.forward = [config](Weights w, Tensor ids, Context& ctx) { return forward(*config, w, ids, ctx); };
+  if constexpr (requires { config->context(); }) page.context = [config] { return int64_t(config->context()); };
   if constexpr (requires { Config::causal; }) page.causal = Config::causal;
   return page;
 }
@@ -87,11 +89,17 @@ class Model {
   // Writes config.json and weights, whole or not at all each, under the names they were read with.
   void save(const std::filesystem::path& folder) const;
 
+  // Has the weights that it multiplies by in this type: f32, bf16, or q8 and q4, which are for generation and loss alone.
+  void convert(Dtype type);
+
   const Page& page() const { return page_; }
+  int64_t context() const { return page_.context ? page_.context() : 0; }
+  const std::shared_ptr<Threads>& threads() const { return threads_; }
   Parameters& parameters() { return parameters_; }
 
  private:
   struct Recorded;
+  std::map<std::string, bool> matmul_weights();
   std::unique_ptr<Recorded> record(const Inputs& inputs, Dtype matmul_type = Dtype::f32, bool dropout = false);
   void set_inputs(Recorded& r, const Inputs& inputs) const;
 

@@ -1,0 +1,100 @@
+#include "dense/tensor/matvec.h"
+
+#include <algorithm>
+
+#include "dense/scalar/denormals.h"
+#include "dense/scalar/error.h"
+#include "dense/tensor/quantised.h"
+
+namespace dense {
+
+namespace {
+
+int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
+
+void check(const MatvecSpec& s, int threads) {
+  const auto shape = [&] {
+    return text("matvec (", s.m, ", ", s.k, ") ", name(s.weights), " ",
+                s.by_row ? text("(", s.n, ", ", s.k, ")^T") : text("(", s.k, ", ", s.n, ")"));
+  };
+  for (int64_t size : {s.m, s.n, s.k})
+    if (size < 0) fail(shape(), ": expected sizes of 0 or more, got ", size);
+  if (threads < 1) fail(shape(), ": expected at least 1 thread, got ", threads);
+  if (is_quantised(s.weights)) {
+    if (!s.by_row) fail(shape(), ": expected weights by row");
+    return;
+  }
+  if (s.weights != Dtype::f32 && s.weights != Dtype::bf16 && s.weights != Dtype::f16)
+    fail(shape(), ": expected weights of f32, bf16, f16, q8 or q4");
+  const int64_t stored = s.by_row ? s.k : s.n, rows = s.by_row ? s.n : s.k;
+  if (rows > 1 && s.row_stride < stored)
+    fail(shape(), ": expected rows of W at least ", stored, " apart, got ", s.row_stride);
+}
+
+// Below this many bytes, and this many multiplications, waking the others takes longer than the work.
+constexpr int64_t bytes_worth_sharing = 128 << 10, products_worth_sharing = 1 << 19;
+// Ranges of columns for each thread: enough for those that finish early to take over from the others, in pieces that
+// are worth a start of their own.
+constexpr int64_t most_tasks_each = 4, least_bytes = 256 << 10;
+// Values of x worth sharing when they are quantised.
+constexpr int64_t x_worth_sharing = 1 << 16;
+
+}  // namespace
+
+Matvec::Matvec(const MatvecSpec& spec, Isa isa, int threads)
+    : spec_(spec), kernels_(matvec_kernels(isa)), threads_(threads) {
+  check(spec, threads);
+  const int64_t m = spec_.m, n = spec_.n, k = spec_.k;
+  const bool quantised = is_quantised(spec_.weights);
+  if (quantised) scratch_bytes_ = size_t(round_up(m * ceil_div(k, quantised_block) * int64_t(sizeof(QuantisedX)), 64));
+  if (m * n == 0) return;
+  const int64_t bytes =
+      quantised ? int64_t(quantised_bytes(spec_.weights, n, k)) : n * k * int64_t(size_of(spec_.weights));
+  alone_ = threads == 1 || (bytes < bytes_worth_sharing && m * n * k < products_worth_sharing);
+  const int64_t tasks = alone_ ? 1 : threads * std::clamp<int64_t>(bytes / threads / least_bytes, 1, most_tasks_each);
+  columns_ = round_up(ceil_div(n, tasks), quantised ? strip_rows : spec_.by_row ? 4 : 32);
+  tasks_ = ceil_div(n, columns_);
+}
+
+std::string Matvec::path() const {
+  return text("own ", is_quantised(spec_.weights) ? kernels_.quantised_name : kernels_.name);
+}
+
+void Matvec::run(const float* x, int64_t x_row, const void* w, float* y, int64_t y_row, const float* bias,
+                 std::byte* scratch, Threads& threads) const {
+  if (tasks_ == 0) return;
+  if (!alone_ && threads.count() > threads_) fail("matvec: planned for ", threads_, " threads, got ", threads.count());
+  const DenormalsAsZero scope;  // as in tasks
+  const bool quantised = is_quantised(spec_.weights);
+  auto* const quantised_x = reinterpret_cast<QuantisedX*>(scratch);
+  if (quantised) {
+    const auto quantise = [&](int64_t first, int64_t last) {
+      kernels_.quantise(x, x_row, first, std::min(last, spec_.m), spec_.k, spec_.weights, quantised_x);
+    };
+    const int64_t tile = kernels_.quantised_tile;
+    if (alone_ || spec_.m <= tile || spec_.m * spec_.k < x_worth_sharing) quantise(0, spec_.m);
+    else threads.run(int(ceil_div(spec_.m, tile)), [&](int i) { quantise(i * tile, (i + 1) * tile); });
+  }
+  const auto run_task = [&](int task) {
+    const int64_t first = task * columns_;
+    const MatvecBlock block{.m = spec_.m,
+                            .k = spec_.k,
+                            .first = first,
+                            .last = std::min(first + columns_, spec_.n),
+                            .type = spec_.weights,
+                            .x = x,
+                            .quantised_x = quantised_x,
+                            .x_row = x_row,
+                            .w = w,
+                            .w_row = spec_.row_stride,
+                            .y = y,
+                            .y_row = y_row,
+                            .bias = spec_.bias ? bias : nullptr};
+    (quantised ? kernels_.quantised : spec_.by_row ? kernels_.by_row : kernels_.by_column)(block);
+  };
+  if (alone_) run_task(0);
+  else threads.run(int(tasks_), run_task);
+}
+
+}  // namespace dense

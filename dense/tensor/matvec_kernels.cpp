@@ -1,0 +1,485 @@
+#include "dense/tensor/matvec_kernels.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "dense/tensor/gemm.h"
+#include "dense/tensor/half.h"
+#include "dense/tensor/quantised.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "dense/tensor/matvec_kernels.cpp"
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#ifndef DENSE_TENSOR_MATVEC_ONCE  // what all targets share
+#define DENSE_TENSOR_MATVEC_ONCE
+namespace dense {
+namespace {
+
+struct Half {  // f16
+  uint16_t bits;
+};
+
+constexpr int64_t in_second_cache = 512 << 10;  // bytes of W that stay there while tile after tile of x meets them
+constexpr int64_t ahead = 4096;                 // bytes of W between what is asked for and what is used
+
+}  // namespace
+}  // namespace dense
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace dense {
+namespace HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using D = hn::ScalableTag<float>;
+using V = hn::Vec<D>;
+using I = hn::RebindToSigned<D>;
+using VI = hn::Vec<I>;
+constexpr D d;
+constexpr I di;
+constexpr int N = int(hn::MaxLanes(D()));
+
+// f(0), ..., f(K - 1) without a loop, so that arrays of vectors stay in registers.
+template <size_t K, class F>
+HWY_INLINE void unrolled(const F& f) {
+  [&]<size_t... k>(std::index_sequence<k...>) HWY_ATTR { (f(std::integral_constant<size_t, k>()), ...); }
+  (std::make_index_sequence<K>());
+}
+
+// f(std::integral_constant<int, m>()) for m in 1 .. most.
+template <int most, class F>
+HWY_INLINE void with_constant(int64_t m, const F& f) {
+  if constexpr (most > 1)
+    if (m < most) return with_constant<most - 1>(m, f);
+  f(std::integral_constant<int, most>());
+}
+
+HWY_INLINE V load(const float* p) { return hn::LoadU(d, p); }
+HWY_INLINE V load(const uint16_t* p) {
+  const hn::RebindToUnsigned<D> u;
+  const hn::Rebind<uint16_t, D> narrow;
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(u, hn::LoadU(narrow, p))));
+}
+HWY_INLINE V load(const Half* p) {
+  if constexpr (N == 1) {  // Highway's single lanes know no infinity
+    return hn::Set(d, widened_half(p->bits));
+  } else {
+    const hn::Rebind<hwy::float16_t, D> half;
+    return hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(p)));
+  }
+}
+
+// The first n <= N values; nothing is read beyond them.
+template <class T>
+HWY_INLINE V load_some(const T* p, int64_t n) {
+  if (n >= N) return load(p);
+  T all[N] = {};
+  std::copy_n(p, n, all);
+  return load(all);
+}
+HWY_INLINE void store_some(V v, float* p, int64_t n) {
+  if (n >= N) hn::StoreU(v, d, p);
+  else hn::BlendedStore(v, hn::FirstN(d, size_t(n)), d, p);
+}
+
+// Lane i plus lane i + half, and so on until one is left.
+template <class DD>
+HWY_INLINE float folded([[maybe_unused]] DD dd, hn::Vec<DD> v) {
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (hn::MaxLanes(DD()) > 1) {
+    const hn::Half<DD> half;
+    return folded(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  }
+#endif
+  return hn::GetLane(v);
+}
+template <size_t count>
+HWY_INLINE float folded(const V (&v)[count]) {
+  V sum[count];
+  unrolled<count>([&](auto i) HWY_ATTR { sum[i] = v[i]; });
+  for (size_t c = count / 2; c > 0; c /= 2)
+    for (size_t i = 0; i < c; ++i) sum[i] = hn::Add(sum[i], sum[i + c]);
+  return folded(d, sum[0]);
+}
+
+// ---- (n, k): dot products.
+
+constexpr int lanes = 32;  // sums side by side
+constexpr int sums = lanes / N;
+constexpr int dot_tile = HWY_TARGET == HWY_AVX3 ? 8 : HWY_TARGET == HWY_AVX2 ? 3 : 1;  // rows of x
+
+// One row of W and M of x. rest: the last k % 32 values of those of x, then zeros.
+template <class T, int M>
+HWY_INLINE void dot(const T* w, const float* x, int64_t x_row, const float (*rest)[lanes], int64_t k, float* y,
+                    int64_t y_row, const float* bias) {
+  V sum[M][sums];
+  unrolled<M>([&](auto r) HWY_ATTR { unrolled<sums>([&](auto s) HWY_ATTR { sum[r][s] = hn::Zero(d); }); });
+  const auto add = [&](const T* a, const float* b, int64_t b_row) HWY_ATTR {
+    unrolled<sums>([&](auto s) HWY_ATTR {
+      const V v = load(a + s * N);
+      unrolled<M>([&](auto r)
+                      HWY_ATTR { sum[r][s] = hn::MulAdd(v, hn::LoadU(d, b + int64_t(r) * b_row + s * N), sum[r][s]); });
+    });
+  };
+  int64_t i = 0;
+  for (; i + lanes <= k; i += lanes) {
+    for (size_t byte = 0; byte < lanes * sizeof(T); byte += 64)
+      __builtin_prefetch(reinterpret_cast<const std::byte*>(w + i) + byte + ahead);
+    add(w + i, x + i, x_row);
+  }
+  if (i < k) {
+    T last[lanes] = {};
+    std::copy(w + i, w + k, last);
+    add(last, rest[0], lanes);
+  }
+  unrolled<M>([&](auto r) HWY_ATTR {
+    const float total = folded(sum[r]);
+    y[int64_t(r) * y_row] = bias ? total + *bias : total;
+  });
+}
+
+template <class T>
+void dots(const MatvecBlock& b) {
+  const int64_t row_bytes = std::max<int64_t>(b.k * int64_t(sizeof(T)), 1);
+  const int64_t step = b.m <= dot_tile ? b.last - b.first : std::max<int64_t>(in_second_cache / row_bytes, 1);
+  for (int64_t first = b.first; first < b.last; first += step) {
+    const int64_t last = std::min(b.last, first + step);
+    for (int64_t i = 0; i < b.m; i += dot_tile) {
+      const float* const x = b.x + i * b.x_row;
+      const int64_t m = std::min<int64_t>(dot_tile, b.m - i), whole = b.k / lanes * lanes;
+      float rest[dot_tile][lanes] = {};
+      for (int64_t r = 0; r < m; ++r) std::copy(x + r * b.x_row + whole, x + r * b.x_row + b.k, rest[r]);
+      with_constant<dot_tile>(m, [&](auto rows) HWY_ATTR {
+        for (int64_t j = first; j < last; ++j)
+          dot<T, rows>(static_cast<const T*>(b.w) + j * b.w_row, x, b.x_row, rest, b.k, b.y + i * b.y_row + j, b.y_row,
+                       b.bias ? b.bias + j : nullptr);
+      });
+    }
+  }
+}
+
+void by_row(const MatvecBlock& b) {
+  if (b.type == Dtype::f32) dots<float>(b);
+  else if (b.type == Dtype::bf16) dots<uint16_t>(b);
+  else dots<Half>(b);
+}
+
+// ---- (k, n): rows of W times values of x, added up.
+
+constexpr int column_tile = HWY_TARGET == HWY_AVX3 ? 4 : 2;  // rows of x
+constexpr int row_step = 4;                                  // rows of W at a time
+constexpr int64_t most_columns = 1024;                       // whose sums wait in the first cache
+
+// Adds R rows of W, times R values each of M rows of x, to sums; the first time, to zero.
+template <class T, int M, int R>
+HWY_INLINE void add_rows(const T* w, int64_t w_row, bool prefetch, const float* x, int64_t x_row, bool zero, int64_t n,
+                         float (*sum)[most_columns]) {
+  V v[M][R];
+  unrolled<M>([&](auto i) HWY_ATTR {
+    unrolled<R>([&](auto r) HWY_ATTR { v[i][r] = hn::Set(d, x[int64_t(i) * x_row + int64_t(r)]); });
+  });
+  const auto add = [&](int64_t j, const auto& loaded) HWY_ATTR {
+    V row[R];
+    unrolled<R>([&](auto r) HWY_ATTR { row[r] = loaded(w + int64_t(r) * w_row + j); });
+    unrolled<M>([&](auto i) HWY_ATTR {
+      V s = zero ? hn::Zero(d) : hn::Load(d, sum[i] + j);
+      unrolled<R>([&](auto r) HWY_ATTR { s = hn::MulAdd(v[i][r], row[r], s); });
+      hn::Store(s, d, sum[i] + j);
+    });
+  };
+  constexpr int line = std::max(N, int(64 / sizeof(T)));
+  int64_t j = 0;
+  for (; j + line <= n; j += line) {
+    if (prefetch) unrolled<R>([&](auto r) HWY_ATTR { __builtin_prefetch(w + (R + int64_t(r)) * w_row + j); });
+    unrolled<line / N>([&](auto u) HWY_ATTR { add(j + u * N, [](const T* p) HWY_ATTR { return load(p); }); });
+  }
+  for (; j < n; j += N) add(j, [&](const T* p) HWY_ATTR { return load_some(p, n - j); });
+}
+
+template <class T>
+void columns(const MatvecBlock& b) {
+  alignas(64) float sum[column_tile][most_columns];
+  for (int64_t first = b.first; first < b.last; first += most_columns) {
+    const int64_t n = std::min(most_columns, b.last - first);
+    for (int64_t i = 0; i < b.m; i += column_tile)
+      with_constant<column_tile>(std::min<int64_t>(column_tile, b.m - i), [&](auto rows) HWY_ATTR {
+        float* const y = b.y + i * b.y_row + first;
+        for (int64_t k0 = 0; k0 == 0 || k0 < b.k; k0 += k_block) {  // once where there is nothing to sum
+          const int64_t end = std::min(b.k, k0 + k_block);
+          int64_t k = k0;
+          const auto add = [&](auto r) HWY_ATTR {
+            for (; k + r <= end; k += r)
+              add_rows<T, rows, r>(static_cast<const T*>(b.w) + k * b.w_row + first, b.w_row, k + 2 * r <= b.k,
+                                   b.x + i * b.x_row + k, b.x_row, k == k0, n, sum);
+          };
+          add(std::integral_constant<int, row_step>());
+          add(std::integral_constant<int, 1>());
+          const bool finish = end == b.k && b.bias;
+          for (int64_t r = 0; r < rows; ++r)
+            for (int64_t j = 0; j < n; j += N) {
+              float* const to = y + r * b.y_row + j;
+              V v = b.k > 0 ? hn::Load(d, sum[r] + j) : hn::Zero(d);
+              if (k0 > 0) v = hn::Add(load_some(to, n - j), v);
+              if (finish) v = hn::Add(v, load_some(b.bias + first + j, n - j));
+              store_some(v, to, n - j);
+            }
+        }
+      });
+  }
+}
+
+void by_column(const MatvecBlock& b) {
+  if (b.type == Dtype::f32) columns<float>(b);
+  else if (b.type == Dtype::bf16) columns<uint16_t>(b);
+  else columns<Half>(b);
+}
+
+// ---- q8 and q4.
+
+constexpr int strip_vectors = int(strip_rows) / N;  // of a strip's sums
+constexpr int quantised_tile = HWY_TARGET == HWY_AVX3 ? 8 : HWY_TARGET == HWY_AVX2 ? 2 : 1;
+
+// Sums of products: for each of N rows, of the four bytes of weights with the four of x, added to a sum.
+#if HWY_TARGET == HWY_AVX3
+
+struct Weights {
+  __m512i bytes;
+};
+HWY_INLINE Weights load_weights(const uint8_t* p) { return {_mm512_load_si512(p)}; }
+HWY_INLINE Weights low_half(Weights w) { return {_mm512_and_si512(w.bytes, _mm512_set1_epi8(15))}; }
+HWY_INLINE Weights high_half(Weights w) { return low_half({_mm512_srli_epi16(w.bytes, 4)}); }
+
+template <bool q4>
+struct Sum {
+  VI sum;
+  HWY_INLINE explicit Sum(int32_t start) : sum(hn::Set(di, start)) {}
+  HWY_INLINE void add(Weights w, const int8_t* x) {
+    // By hand: what this file is compiled for, as Highway has it, includes no VNNI. matvec_kernels() asks for it.
+    const auto& four = *reinterpret_cast<const int8_t(*)[4]>(x);
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum.raw) : "v"(w.bytes), "m"(four));
+  }
+  HWY_INLINE VI total(int32_t) const { return sum; }
+};
+
+#elif HWY_TARGET == HWY_AVX2
+
+struct Weights {
+  __m256i bytes;
+};
+HWY_INLINE Weights load_weights(const uint8_t* p) { return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p))}; }
+HWY_INLINE Weights low_half(Weights w) { return {_mm256_and_si256(w.bytes, _mm256_set1_epi8(15))}; }
+HWY_INLINE Weights high_half(Weights w) { return low_half({_mm256_srli_epi16(w.bytes, 4)}); }
+
+template <bool q4>
+struct Sum {
+  __m256i sum = _mm256_setzero_si256();  // q4: of 16 bits, of which 8 * 2 * 15 * 127 needs 15
+  HWY_INLINE explicit Sum(int32_t) {}
+  HWY_INLINE void add(Weights w, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    const __m256i b = _mm256_set1_epi32(four);
+    if constexpr (q4) {
+      sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w.bytes, b));
+    } else {  // sizes of w by x with their signs: two products need no more than 16 bits
+      const __m256i a = _mm256_xor_si256(w.bytes, _mm256_set1_epi8(-128));
+      const __m256i two = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(two, _mm256_set1_epi16(1)));
+    }
+  }
+  HWY_INLINE VI total(int32_t start) const {
+    if constexpr (q4)
+      return VI{_mm256_add_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), _mm256_set1_epi32(start))};
+    return VI{sum};
+  }
+};
+
+#else
+
+struct Weights {
+  uint8_t bytes[4 * N];
+};
+HWY_INLINE Weights load_weights(const uint8_t* p) {
+  Weights w;
+  std::memcpy(w.bytes, p, sizeof w.bytes);
+  return w;
+}
+HWY_INLINE Weights low_half(Weights w) {
+  for (uint8_t& byte : w.bytes) byte &= 15;
+  return w;
+}
+HWY_INLINE Weights high_half(Weights w) {
+  for (uint8_t& byte : w.bytes) byte >>= 4;
+  return w;
+}
+
+template <bool q4>
+struct Sum {
+  alignas(64) int32_t sum[N];
+  HWY_INLINE explicit Sum(int32_t start) { std::fill_n(sum, N, start); }
+  HWY_INLINE void add(const Weights& w, const int8_t* x) {
+    for (int i = 0; i < N; ++i)
+      for (int b = 0; b < 4; ++b) sum[i] += w.bytes[4 * i + b] * x[b];
+  }
+  HWY_INLINE VI total(int32_t) const { return hn::Load(di, sum); }
+};
+
+#endif
+
+// A strip of W and M rows of x: 16 columns of y, of which n are wanted.
+template <bool q4, int M>
+HWY_INLINE void strip(const std::byte* w, const QuantisedX* x, int64_t blocks, float* y, int64_t y_row,
+                      const float* bias, int64_t n) {
+  V sum[M][strip_vectors];
+  unrolled<M>([&](auto r) HWY_ATTR { unrolled<strip_vectors>([&](auto v) HWY_ATTR { sum[r][v] = hn::Zero(d); }); });
+  constexpr int64_t bytes = q4 ? 576 : 1088;
+  for (int64_t block = 0; block < blocks; ++block, w += bytes, x += M) {
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(w + byte + ahead);
+    const auto* const scales = reinterpret_cast<const Half*>(w);
+    const auto* const lines = reinterpret_cast<const uint8_t*>(w + 64);
+    unrolled<strip_vectors>([&](auto v) HWY_ATTR {
+      const auto finish = [&](const auto& total, size_t r, int group, V scale) HWY_ATTR {
+        const V products = hn::ConvertTo(d, total.total(x[r].start[group]));
+        sum[r][v] = hn::MulAdd(products, hn::Mul(scale, hn::Set(d, x[r].scale[group])), sum[r][v]);
+      };
+      [&]<size_t... r>(std::index_sequence<r...>) HWY_ATTR {
+        Sum<q4> first[M] = {Sum<q4>(x[r].start[0])...}, second[M] = {Sum<q4>(x[r].start[1])...};
+        unrolled<8>([&](auto q) HWY_ATTR {
+          const uint8_t* const line = lines + q * 64 + v * 4 * N;
+          const Weights here = load_weights(line);
+          const Weights a = q4 ? low_half(here) : here, b = q4 ? high_half(here) : load_weights(line + (q4 ? 0 : 512));
+          (first[r].add(a, x[r].x + 4 * q), ...);
+          (second[r].add(b, x[r].x + 32 + 4 * q), ...);
+        });
+        const V scale0 = load(scales + v * N), scale1 = load(scales + 16 + v * N);
+        (finish(first[r], r, 0, scale0), ...);
+        (finish(second[r], r, 1, scale1), ...);
+      }
+      (std::make_index_sequence<size_t(M)>());
+    });
+  }
+  unrolled<strip_vectors>([&](auto v) HWY_ATTR {
+    const int64_t left = n - int64_t(v) * N;
+    if (left <= 0) return;
+    const V add = bias ? load_some(bias + v * N, left) : hn::Zero(d);
+    unrolled<M>([&](auto r) HWY_ATTR {
+      store_some(bias ? hn::Add(sum[r][v], add) : sum[r][v], y + int64_t(r) * y_row + v * N, left);
+    });
+  });
+}
+
+template <bool q4>
+void strips(const MatvecBlock& b) {
+  const int64_t blocks = (b.k + quantised_block - 1) / quantised_block,
+                bytes = std::max<int64_t>(strip_bytes(b.type, b.k), 1);
+  const int64_t step =
+      b.m <= quantised_tile ? b.last - b.first : std::max<int64_t>(in_second_cache / bytes, 1) * strip_rows;
+  for (int64_t first = b.first; first < b.last; first += step)
+    for (int64_t i = 0; i < b.m; i += quantised_tile)
+      with_constant<quantised_tile>(std::min<int64_t>(quantised_tile, b.m - i), [&](auto rows) HWY_ATTR {
+        for (int64_t j = first; j < std::min(b.last, first + step); j += strip_rows)
+          strip<q4, rows>(static_cast<const std::byte*>(b.w) + j / strip_rows * bytes, b.quantised_x + i * blocks,
+                          blocks, b.y + i * b.y_row + j, b.y_row, b.bias ? b.bias + j : nullptr, b.last - j);
+      });
+}
+
+void quantised(const MatvecBlock& b) {
+  if (b.type == Dtype::q4) strips<true>(b);
+  else strips<false>(b);
+}
+
+// A group of n <= 32 values; those beyond are zeros.
+HWY_INLINE void quantise_group(const float* x, int64_t n, int8_t* to, float& scale, int32_t& sum) {
+  float values[32] = {};
+  if (n < 32) {
+    std::copy_n(x, n, values);
+    x = values;
+  }
+  const hn::RebindToUnsigned<D> u;  // sizes of floats compare as integers do, and NaN is more than infinity
+  auto most = hn::Zero(di);
+  for (int i = 0; i < 32; i += N)
+    most = hn::Max(most, hn::BitCast(di, hn::And(hn::BitCast(u, hn::LoadU(d, x + i)), hn::Set(u, 0x7fffffff))));
+  const float size = std::bit_cast<float>(int32_t(hn::GetLane(hn::MaxOfLanes(di, most))));
+  const bool finite = size <= 3.4028235e38f;
+  scale = !finite ? std::bit_cast<float>(0x7fc00000) : size < 1e-35f ? 0 : size / 127;
+  const V inverse = hn::Set(d, finite && size >= 1e-35f ? 127 / size : 0);
+  const hn::Rebind<int8_t, D> bytes;
+  VI total = hn::Zero(di);
+  for (int i = 0; i < 32; i += N) {
+    const VI q = finite ? hn::NearestInt(hn::Mul(hn::LoadU(d, x + i), inverse)) : hn::Zero(di);
+    total = hn::Add(total, q);
+    hn::StoreU(hn::DemoteTo(bytes, q), bytes, to + i);
+  }
+  sum = hn::GetLane(hn::SumOfLanes(di, total));
+}
+
+void quantise(const float* x, int64_t x_row, int64_t first, int64_t last, int64_t k, Dtype type, QuantisedX* to) {
+  const int64_t blocks = (k + quantised_block - 1) / quantised_block;
+  const int32_t offset = type == Dtype::q4 ? 8 : 128;
+  for (int64_t i = first; i < last; i += quantised_tile) {
+    const int64_t m = std::min<int64_t>(quantised_tile, last - i);
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t block = 0; block < blocks; ++block) {
+        QuantisedX& q = to[i * blocks + block * m + r];
+        for (int64_t g = 0; g < 2; ++g) {
+          const int64_t at = block * 64 + g * 32;
+          int32_t sum;
+          quantise_group(x + (i + r) * x_row + std::min(at, k), std::clamp<int64_t>(k - at, 0, 32), q.x + g * 32,
+                         q.scale[g], sum);
+          q.start[g] = -offset * sum;
+        }
+      }
+  }
+}
+
+}  // namespace
+
+MatvecKernels kernels() {
+  constexpr bool avx3 = HWY_TARGET == HWY_AVX3, avx2 = HWY_TARGET == HWY_AVX2;
+  return {by_row,
+          by_column,
+          quantised,
+          quantise,
+          quantised_tile,
+          avx3   ? "AVX-512"
+          : avx2 ? "AVX2"
+                 : "portable code",
+          avx3   ? "AVX-512 VNNI"
+          : avx2 ? "AVX2"
+                 : "portable code"};
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace dense
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace dense {
+
+MatvecKernels matvec_kernels(Isa isa) {
+#if HWY_TARGETS & HWY_AVX3
+  if (isa == Isa::avx512) {
+    MatvecKernels all = N_AVX3::kernels();
+    if (__builtin_cpu_supports("avx512vnni")) return all;
+    const MatvecKernels without = N_AVX2::kernels();  // the same bits
+    all.quantised = without.quantised, all.quantise = without.quantise;
+    all.quantised_tile = without.quantised_tile, all.quantised_name = without.quantised_name;
+    return all;
+  }
+#endif
+#if HWY_TARGETS & HWY_AVX2
+  if (isa == Isa::avx2) return N_AVX2::kernels();
+#endif
+  (void)isa;
+  return HWY_NAMESPACE::kernels();
+}
+
+}  // namespace dense
+#endif  // HWY_ONCE

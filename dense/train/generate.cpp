@@ -1,0 +1,273 @@
+#include "dense/train/generate.h"
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include "dense/io/files.h"
+#include "dense/io/json.h"
+#include "dense/scalar/error.h"
+#include "dense/tensor/elements.h"
+
+namespace dense {
+
+// ---- sampling
+
+namespace {
+
+struct Candidate {
+  float logit;
+  int32_t id;
+};
+bool likelier(const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; }
+
+// The k likeliest, in order. Most of a vocabulary is far below them, so that few are compared with each other.
+std::vector<Candidate> top(std::span<const float> logits, float largest, size_t k) {
+  std::vector<Candidate> found;
+  for (float depth = 4; found.size() < k; depth *= 2) {
+    found.clear();
+    const float least = depth > 1e30f ? -std::numeric_limits<float>::infinity() : largest - depth;
+    for (size_t i = 0; i < logits.size(); ++i)
+      if (logits[i] >= least) found.push_back({logits[i], int32_t(i)});
+  }
+  const auto end = found.begin() + std::ptrdiff_t(k);
+  std::partial_sort(found.begin(), end, found.end(), likelier);
+  found.erase(end, found.end());
+  return found;
+}
+
+}  // namespace
+
+int32_t sample(std::span<const float> given, const Sampling& s, std::span<const int32_t> before, uint64_t step) {
+  std::vector<float> penalized;
+  std::span<const float> logits = given;
+  if (s.repetition_penalty != 1) {
+    penalized.assign(given.begin(), given.end());
+    for (int32_t id : std::set<int32_t>(before.begin(), before.end())) {
+      if (id < 0 || size_t(id) >= penalized.size()) continue;
+      float& x = penalized[size_t(id)];
+      x = x < 0 ? x * float(s.repetition_penalty) : x / float(s.repetition_penalty);
+    }
+    logits = penalized;
+  }
+  float largest = -std::numeric_limits<float>::infinity();
+  size_t likeliest = 0;
+  bool is_number = true;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    is_number = is_number && !std::isnan(logits[i]);
+    if (logits[i] > largest) largest = logits[i], likeliest = i;
+  }
+  if (!is_number || !std::isfinite(largest)) fail("logits: expected numbers, got NaN or infinity");
+  if (s.temperature == 0) return int32_t(likeliest);
+
+  // From here on only differences to the largest count.
+  const double scale = 1 / s.temperature;
+  const auto weight = [&](float logit) { return std::exp(double(logit - largest) * scale); };
+  std::vector<Candidate> left;
+  if (s.top_k > 0 && size_t(s.top_k) < logits.size()) {
+    left = top(logits, largest, size_t(s.top_k));
+  } else {
+    for (size_t i = 0; i < logits.size(); ++i) left.push_back({logits[i], int32_t(i)});
+    if (s.top_p < 1) std::ranges::sort(left, likelier);
+  }
+  if (s.top_p < 1) {
+    double total = 0, sum = 0;
+    for (const Candidate& c : left) total += weight(c.logit);
+    size_t keep = 0;
+    while (keep < left.size() && (keep == 0 || sum < s.top_p * total)) sum += weight(left[keep++].logit);
+    left.resize(keep);
+  }
+  if (s.min_p > 0) std::erase_if(left, [&](const Candidate& c) { return weight(c.logit) < s.min_p; });
+  double total = 0;
+  for (const Candidate& c : left) total += weight(c.logit);
+  const uint64_t bits = mixed(mixed(s.seed + 0x9e3779b97f4a7c15) + step);
+  double place = double(bits >> 11) * 0x1p-53 * total;
+  for (const Candidate& c : left)
+    if ((place -= weight(c.logit)) < 0) return c.id;
+  return left.back().id;
+}
+
+// ---- running
+
+struct Generator::Recorded {
+  Graph graph;
+  Tensor ids, starts, wanted, logits;
+  Context context;
+  std::unique_ptr<Plan> plan;
+  explicit Recorded(const std::shared_ptr<Threads>& threads) : graph(threads) {}
+};
+
+Generator::Generator(Model& model, int64_t rows, int64_t capacity)
+    : model_(model), cache_{rows, capacity}, lengths_(size_t(rows), 0), logits_(size_t(rows)) {
+  if (rows < 1 || capacity < 1) fail("generator: expected one row of one token or more");
+}
+
+Generator::~Generator() = default;
+
+Generator::Recorded& Generator::recorded(int64_t time, bool decodes) {
+  auto& r = recorded_[{time, decodes}];
+  if (r) return *r;
+  r = std::make_unique<Recorded>(model_.threads());
+  Graph& graph = r->graph;
+  graph.streams_weights = decodes;
+  r->ids = graph.input({rows(), time}, Dtype::i32, "input_ids");
+  r->starts = r->context.starts = graph.input({rows()}, Dtype::i32, "starts");
+  if (time > 1) r->wanted = r->context.wanted = graph.input({rows()}, Dtype::i32, "wanted");
+  r->context.cache = &cache_;
+  r->logits = model_.page().forward(Weights(graph, model_.parameters()), r->ids, r->context);
+  r->plan = std::make_unique<Plan>(std::initializer_list<Tensor>{r->logits}, arena_);
+  return *r;
+}
+
+Plan& Generator::decode_plan() { return *recorded(1, true).plan; }
+
+void Generator::prefill(std::span<const std::span<const int32_t>> tokens) {
+  if (int64_t(tokens.size()) != rows()) fail("prefill: expected tokens of ", rows(), " rows, got ", tokens.size());
+  size_t longest = 0;
+  for (size_t row = 0; row < tokens.size(); ++row) {
+    longest = std::max(longest, tokens[row].size());
+    if (tokens[row].empty()) fail("prefill: row ", row, ": expected one token or more");
+    if (lengths_[row] + int64_t(tokens[row].size()) > capacity())
+      fail("prefill: row ", row, ": expected at most ", capacity() - lengths_[row], " tokens, got ",
+           tokens[row].size());
+  }
+  // Blocks of a power of two, so that few plans serve all prompts. Their size changes no bit.
+  const int64_t most = std::max<int64_t>(16, std::bit_floor(uint64_t(std::max<int64_t>(1, 512 / rows()))));
+  for (size_t begin = 0, time = 0; begin < longest; begin += time) {
+    time = std::min(uint64_t(std::min(most, capacity())), std::max<uint64_t>(std::bit_ceil(longest - begin), 2));
+    time = std::max<size_t>(time, 1);
+    Recorded& r = recorded(int64_t(time), false);
+    const auto ids = r.ids.data<int32_t>(), starts = r.starts.data<int32_t>();
+    for (size_t row = 0; row < tokens.size(); ++row) {
+      starts[row] = lengths_[row] + int32_t(begin);
+      for (size_t t = 0; t < time; ++t)
+        ids[row * time + t] = begin + t < tokens[row].size() ? tokens[row][begin + t] : 0;
+      const size_t last = std::clamp(tokens[row].size() - 1, begin, begin + time - 1) - begin;
+      if (r.wanted) r.wanted.data<int32_t>()[row] = int32_t(row * time + last);
+    }
+    r.plan->run();
+    const auto logits = r.plan->get<float>(r.logits);
+    const size_t vocabulary = logits.size() / tokens.size();
+    for (size_t row = 0; row < tokens.size(); ++row) {
+      const size_t last = tokens[row].size() - 1;
+      if (last < begin || last >= begin + time) continue;
+      const auto of_row = logits.subspan(row * vocabulary, vocabulary);
+      logits_[row].assign(of_row.begin(), of_row.end());
+    }
+  }
+  for (size_t row = 0; row < tokens.size(); ++row) lengths_[row] += int32_t(tokens[row].size());
+}
+
+void Generator::step(std::span<const int32_t> ids) {
+  if (int64_t(ids.size()) != rows()) fail("step: expected a token of each of ", rows(), " rows, got ", ids.size());
+  Recorded& r = recorded(1, true);
+  const auto to = r.ids.data<int32_t>(), starts = r.starts.data<int32_t>();
+  for (size_t row = 0; row < ids.size(); ++row) {
+    if (ids[row] >= 0 && lengths_[row] >= capacity())
+      fail("step: row ", row, ": expected at most ", capacity(), " tokens");
+    to[row] = std::max(ids[row], 0);
+    starts[row] = std::min(lengths_[row], int32_t(capacity()) - 1);
+  }
+  r.plan->run();
+  const auto logits = r.plan->get<float>(r.logits);
+  const size_t vocabulary = logits.size() / ids.size();
+  for (size_t row = 0; row < ids.size(); ++row) {
+    if (ids[row] < 0) continue;
+    const auto of_row = logits.subspan(row * vocabulary, vocabulary);
+    logits_[row].assign(of_row.begin(), of_row.end());
+    ++lengths_[row];
+  }
+}
+
+std::span<const float> Generator::logits(int64_t row) const {
+  if (row < 0 || row >= rows() || logits_[size_t(row)].empty()) fail("logits: expected a row with tokens, got ", row);
+  return logits_[size_t(row)];
+}
+
+Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, const Generation& generation,
+                   const std::function<bool(int64_t row, int32_t id)>& on_token) {
+  using Clock = std::chrono::steady_clock;
+  const auto seconds = [](Clock::time_point from) {
+    return std::chrono::duration<double>(Clock::now() - from).count();
+  };
+  if (prompts.empty()) fail("generate: expected one prompt or more");
+  Generated result;
+  size_t longest = 0;
+  const int64_t context = model.context();
+  for (size_t row = 0; row < prompts.size(); ++row) {
+    longest = std::max(longest, prompts[row].size());
+    result.prompt_tokens += int64_t(prompts[row].size());
+    const std::string where = prompts.size() > 1 ? text("prompt ", row, ": ") : std::string("prompt: ");
+    if (prompts[row].empty()) fail(where, "expected one token or more");
+    if (context && int64_t(prompts[row].size()) >= context)
+      fail(where, "expected fewer than the ", context, " tokens of the model's context, got ", prompts[row].size());
+  }
+  result.ids.resize(prompts.size());
+  if (generation.tokens < 1) return result;
+  int64_t capacity = int64_t(longest) + generation.tokens;
+  if (context) capacity = std::min(capacity, context);
+
+  const auto begin = Clock::now();
+  Generator generator(model, int64_t(prompts.size()), capacity);
+  std::vector<std::vector<int32_t>> texts(prompts.begin(), prompts.end());
+  generator.prefill(std::vector<std::span<const int32_t>>(prompts.begin(), prompts.end()));
+  result.prefill_seconds = seconds(begin);
+  const auto start = Clock::now();
+  std::vector<int32_t> next(prompts.size(), 0);
+  std::vector<char> done(prompts.size(), 0);
+  bool goes_on = true;
+  for (int64_t step = 0; goes_on; ++step) {
+    bool any = false;
+    for (size_t row = 0; row < prompts.size() && goes_on; ++row) {
+      if (done[row]) continue;
+      next[row] = sample(generator.logits(int64_t(row)), generation.sampling, texts[row], uint64_t(step));
+      texts[row].push_back(next[row]);
+      result.ids[row].push_back(next[row]);
+      goes_on = !on_token || on_token(int64_t(row), next[row]);
+      done[row] = step + 1 == generation.tokens || (context && int64_t(texts[row].size()) >= context) ||
+                  std::ranges::find(generation.stops, next[row]) != generation.stops.end();
+      any = any || !done[row];
+      if (done[row]) next[row] = -1;
+    }
+    if (!goes_on || !any) break;
+    generator.step(next);
+    ++result.steps;
+  }
+  result.decode_seconds = seconds(start);
+  return result;
+}
+
+Generation read_generation(const std::filesystem::path& folder) {
+  Generation result;
+  std::filesystem::path file = folder / "generation_config.json";
+  if (!std::filesystem::exists(file)) file = folder / "config.json";
+  const Json config = parse_json(read_file(file), file.string());
+  const auto number = [&](const char* name, auto& value) {
+    const Json* item = config.find(name);
+    if (!item || item->kind == Json::null) return;
+    if (item->kind != Json::number) fail(file.string(), ": ", name, ": expected a number, got ", shown(*item));
+    value = static_cast<std::remove_reference_t<decltype(value)>>(std::stod(item->text));
+  };
+  if (const Json* sampled = config.find("do_sample"); sampled && sampled->text == "true") {
+    result.sampling.temperature = 1;
+    result.sampling.top_k = 50;  // Hugging Face's own default
+    number("temperature", result.sampling.temperature);
+    number("top_k", result.sampling.top_k);
+    number("top_p", result.sampling.top_p);
+    number("min_p", result.sampling.min_p);
+  }
+  number("repetition_penalty", result.sampling.repetition_penalty);
+  if (const Json* eos = config.find("eos_token_id"); eos && eos->kind != Json::null) {
+    const std::vector<Json> all = eos->kind == Json::array ? eos->items : std::vector{*eos};
+    for (const Json& id : all) {
+      if (id.kind != Json::number) fail(file.string(), ": eos_token_id: expected whole numbers, got ", shown(*eos));
+      result.stops.push_back(int32_t(std::stod(id.text)));
+    }
+  }
+  return result;
+}
+
+}  // namespace dense

@@ -1,0 +1,83 @@
+// Generation: prompts in, one token after the other out.
+//
+//   Generator generator(model, 1, 1024);              // one row of at most 1024 tokens
+//   generator.prefill({prompt});                      // in blocks
+//   int32_t id = sample(generator.logits(0), {}, prompt, 0);
+//   generator.step({&id, 1});                         // one decode step, recorded once and replayed
+//
+// A row has the same bits alone and among others.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "dense/train/model.h"
+
+namespace dense {
+
+// How a token is chosen from logits, in this order, as Hugging Face's processors do it.
+struct Sampling {
+  double repetition_penalty = 1;  // logits of tokens that were there are divided by it, negative ones multiplied
+  double temperature = 0;         // logits are divided by it; 0: the likeliest token, and nothing below counts
+  int top_k = 0;                  // only so many of the likeliest; 0: all
+  double top_p = 1;               // of these the fewest that have this probability together
+  double min_p = 0;               // of these those that have this share of the likeliest one's probability
+  uint64_t seed = 0;
+};
+
+// The next token after `before`. Random numbers are a function of (seed, step). Throws Error for logits with NaN.
+int32_t sample(std::span<const float> logits, const Sampling& sampling, std::span<const int32_t> before, uint64_t step);
+
+class Generator {
+ public:
+  // `rows` at once, of at most `capacity` tokens each.
+  Generator(Model& model, int64_t rows, int64_t capacity);
+  ~Generator();
+
+  // More tokens of each row, one or more. Throws Error for what is no token or more than there is room for.
+  void prefill(std::span<const std::span<const int32_t>> tokens);
+  // One more token of each row; of those with -1 none.
+  void step(std::span<const int32_t> ids);
+  // (V) after a row's last token.
+  std::span<const float> logits(int64_t row) const;
+
+  int64_t rows() const { return cache_.batch; }
+  int64_t capacity() const { return cache_.capacity; }
+  Plan& decode_plan();  // of step, for its profile
+
+ private:
+  struct Recorded;
+  Recorded& recorded(int64_t time, bool decodes);
+
+  Model& model_;
+  KvCache cache_;
+  std::shared_ptr<Arena> arena_ = std::make_shared<Arena>();
+  std::map<std::pair<int64_t, bool>, std::unique_ptr<Recorded>> recorded_;  // by new tokens of a row
+  std::vector<int32_t> lengths_;
+  std::vector<std::vector<float>> logits_;
+};
+
+struct Generation {
+  int64_t tokens = 128;  // new ones, at most
+  Sampling sampling = {};
+  std::vector<int32_t> stops = {};  // tokens after which a row is done; they are part of it
+};
+
+struct Generated {
+  std::vector<std::vector<int32_t>> ids;  // new ones of each row
+  int64_t prompt_tokens = 0, steps = 0;   // of all rows; of decoding
+  double prefill_seconds = 0, decode_seconds = 0;
+};
+
+// Continues prompts of one token or more each. `on_token` is told of every new one; where it returns false, all ends.
+// Rows that would be longer than the model's context end there. Throws Error for prompts that leave no room.
+Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, const Generation& generation,
+                   const std::function<bool(int64_t row, int32_t id)>& on_token = {});
+
+// What generation_config.json says, or where there is none config.json: how to choose tokens, and which ones end a text.
+Generation read_generation(const std::filesystem::path& folder);
+
+}  // namespace dense
