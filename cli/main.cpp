@@ -27,6 +27,9 @@ struct Command {
 constexpr Command commands[] = {
     {"microgpt", "train Karpathy's microgpt, a GPT on scalars, with Python's numbers", microgpt_command},
     {"train", "train a model from new weights on a text", train_command},
+    {"generate", "continue a text with a Hugging Face model", generate_command},
+    {"eval", "how well a model predicts a text: perplexity, nats per byte", eval_command},
+    {"quantize", "write a model's folder again, in 8 or 4 bits", quantize_command},
     {"forward", "run a Hugging Face model on given tokens: logits, loss, gradients", forward_command},
     {"bench microgpt", "how fast microgpt trains", bench_microgpt_command},
     {"bench train", "how fast GPT-2 trains, beside oneDNN's matmul", bench_train_command},

@@ -8,7 +8,8 @@
 
 namespace dense::cli {
 
-Progress::Progress(int steps) : terminal_(isatty(STDERR_FILENO)), steps_(steps) {}
+Progress::Progress(int steps, std::string unit)
+    : terminal_(isatty(STDERR_FILENO)), steps_(steps), unit_(std::move(unit)) {}
 
 void Progress::step(int step, double loss) {
   step_ = step;
@@ -21,7 +22,7 @@ void Progress::step(int step, double loss) {
     }
   } else if (const int every = steps_ / 10 + (steps_ % 10 != 0); step % every == 0) {
     const std::string total = std::to_string(steps_);
-    say("step {:>{}}/{}  loss {:.4f}  {}\n", step, total.size(), total, loss, rate());
+    say("{} {:>{}}/{}  loss {:.4f}  {}\n", unit_.substr(0, unit_.size() - 1), step, total.size(), total, loss, rate());
   }
 }
 
@@ -53,7 +54,7 @@ void Progress::clear() {
 
 std::string Progress::rate() const {
   const double speed = step_ / std::max(seconds(), 1e-9);
-  return (speed < 10 ? fmt::format("{:.2f}", speed) : with_commas(static_cast<int64_t>(speed))) + " steps/s";
+  return (speed < 10 ? fmt::format("{:.2f}", speed) : with_commas(static_cast<int64_t>(speed))) + " " + unit_ + "/s";
 }
 
 std::string with_commas(int64_t number) {

@@ -1,4 +1,4 @@
-// Progress of training on stderr: a bar when it is a terminal, else about ten lines in all.
+// Progress of training, or of what else has steps and losses, on stderr: a bar when it is a terminal, else about ten lines in all.
 #pragma once
 
 #include <fmt/format.h>
@@ -13,23 +13,24 @@ namespace dense::cli {
 
 class Progress {
  public:
-  explicit Progress(int steps);
+  explicit Progress(int steps, std::string unit = "steps");
   ~Progress() { clear(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
   void step(int step, double loss);  // `step` counts from 1
-  void finish();                     // clears the bar and says how it went
+  void finish();                     // clears the bar and says how training went
+  void clear();                      // the bar
 
  private:
   using Clock = std::chrono::steady_clock;
   void draw();
-  void clear();
   double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
   std::string rate() const;
 
   const bool terminal_;
   const int steps_;
+  const std::string unit_;
   bool drawn_ = false;  // a bar is on the screen
   int step_ = 0;
   double loss_ = 0, mean_ = 0;  // mean: of about the last 50 losses, later ones weigh more

@@ -14,6 +14,7 @@
 #include "cli/progress.h"
 #include "cli/whole_file.h"
 #include "dense/io/files.h"
+#include "dense/io/json.h"
 #include "dense/tensor/elements.h"
 
 namespace dense::cli {
@@ -41,6 +42,26 @@ struct Config {
     f("seed", seed, "of the first weights and of what is read", INT64_MIN);
   }
 };
+
+// A tokenizer.json whose tokens are bytes, each under the letter that GPT-2's files have for it: printable ones stand for
+// themselves, the others for 256 and so on.
+std::string byte_tokenizer() {
+  std::string vocabulary;
+  for (int byte = 0, others = 0; byte < 256; ++byte) {
+    const bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte != 0xad);
+    const int letter = printable ? byte : 256 + others++;
+    const std::string utf8 = letter < 128 ? std::string(1, char(letter))
+                                          : std::string{char(0xc0 | letter >> 6), char(0x80 | (letter & 0x3f))};
+    vocabulary += (byte ? ", " : "") + json_string(utf8) + ": " + std::to_string(byte);
+  }
+  const std::string level = R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": )";
+  return R"({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+"pre_tokenizer": )" +
+         level + R"(false}, "post_processor": null, "decoder": )" + level + R"(true},
+"model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+"fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "merges": [], "vocab": {)" +
+         vocabulary + "}}}\n";
+}
 
 }  // namespace
 
@@ -114,6 +135,7 @@ int train_command(const Call& call) {
   if (config.profile && step > 0) say("{}", model.training_plan().summary());
   if (!config.out.empty()) {
     model.save(config.out);
+    if (model.vocabulary() == 256) write_file(config.out + "/tokenizer.json", byte_tokenizer());
     say("saved {}\n", config.out);
   }
   return step == config.steps ? 0 : 128 + stop_signal();

@@ -49,7 +49,7 @@ Model::~Model() = default;
 Model::Model(Page page, int threads, uint64_t seed)
     : page_(std::move(page)), parameters_(seed, page_.base), threads_(make_threads(threads)) {
   int32_t id = 0;  // declares everything
-  record({1, 1, std::span(&id, 1)});
+  vocabulary_ = record({1, 1, std::span(&id, 1)})->logits.size(-1);
 }
 
 Model::Model(Page page, const std::filesystem::path& folder, int threads, const Warn& warn)
@@ -74,7 +74,7 @@ Model::Model(Page page, const std::filesystem::path& folder, int threads, const 
   }
   int32_t id = 0;
   try {
-    record({1, 1, std::span(&id, 1)});
+    vocabulary_ = record({1, 1, std::span(&id, 1)})->logits.size(-1);
     parameters_.check(page_.inert_tensors);
   } catch (const Error& error) {
     fail(folder.string(), ": ", error.what());
@@ -164,6 +164,19 @@ std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradi
   return results;
 }
 
+float Model::loss(const Inputs& inputs) {
+  if (!inputs.scored()) fail("loss: expected labels");
+  const bool same = evaluation_ && evaluation_->batch == inputs.batch && evaluation_->time == inputs.time &&
+                    bool(evaluation_->lengths) == !inputs.lengths.empty();
+  if (!same) {
+    evaluation_ = record(inputs);
+    evaluation_->plan = std::make_unique<Plan>(std::initializer_list<Tensor>{evaluation_->loss});
+  }
+  set_inputs(*evaluation_, inputs);
+  evaluation_->plan->run();
+  return evaluation_->plan->get<float>(evaluation_->loss)[0];
+}
+
 float Model::step(const Inputs& inputs, const Training& training) {
   if (!inputs.scored()) fail("step: expected labels");
   const auto same = std::ranges::find_if(trainings_, [&](const auto& t) {
@@ -176,6 +189,7 @@ float Model::step(const Inputs& inputs, const Training& training) {
   } else {
     if (trainings_.size() == most_shapes) trainings_.pop_back();
     parameters_.widen();
+    evaluation_.reset();  // it may have what was widened
     auto r = record(inputs, training.matmul_type, training.dropout);
     r->optimizer = training.optimizer;
     Graph& graph = r->graph;
@@ -237,7 +251,24 @@ std::map<std::string, bool> Model::matmul_weights() {
   return result;
 }
 
+int64_t Model::weight_bytes() {
+  int64_t total = 0;
+  for (const auto& [name, by_row] : matmul_weights()) total += int64_t(parameters_.all().at(name).bytes().size());
+  return total;
+}
+
+std::optional<Dtype> weight_type(const std::string& name) {
+  if (name == "as-stored") return {};
+  if (name == "f32") return Dtype::f32;
+  if (name == "bf16") return Dtype::bf16;
+  if (name == "int8") return Dtype::q8;
+  if (name == "int4") return Dtype::q4;
+  fail("dtype: expected as-stored, f32, bf16, int8 or int4, got ", name);
+}
+
 void Model::convert(Dtype type) {
+  evaluation_.reset();
+  trainings_.clear();
   if (type == Dtype::f32) return parameters_.widen();
   for (const auto& [name, by_row] : matmul_weights()) parameters_.convert(name, type, by_row, *threads_);
 }

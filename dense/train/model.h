@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,10 @@ Page page() {
   return page;
 }
 
+// The type that weights are asked to have: f32, bf16, int8 (q8) or int4 (q4); none for as-stored. Throws Error for
+// other names.
+std::optional<Dtype> weight_type(const std::string& name);
+
 // Of everything that can be trained, the settings of its optimizer.
 struct Optimizer {
   AdamW adamw;
@@ -74,6 +79,8 @@ class Model {
   };
   // By name: "logits", what the page keeps, "loss" if there are targets, and "grad." + the name of each parameter.
   std::map<std::string, Result> run(const Inputs& inputs, bool gradients);
+  // The loss alone. The plan of the last shape is kept.
+  float loss(const Inputs& inputs);
 
   // One step of AdamW on a batch; the loss before it. A shape that came before replays its plan.
   struct Training {
@@ -93,6 +100,8 @@ class Model {
   void convert(Dtype type);
 
   const Page& page() const { return page_; }
+  int64_t vocabulary() const { return vocabulary_; }  // logits of a token
+  int64_t weight_bytes();                             // of what matmul reads to compute one token
   int64_t context() const { return page_.context ? page_.context() : 0; }
   const std::shared_ptr<Threads>& threads() const { return threads_; }
   Parameters& parameters() { return parameters_; }
@@ -108,10 +117,11 @@ class Model {
   std::filesystem::path folder_;
   std::vector<StoredTensor> unread_;  // inert ones that are no floating-point numbers; kept for saving
   std::shared_ptr<Threads> threads_;
-  int64_t steps_ = 0;
+  int64_t vocabulary_ = 0, steps_ = 0;
   std::map<std::string, std::pair<Memory, Memory>> moments_;
   std::shared_ptr<Arena> arena_ = std::make_shared<Arena>();  // of training
-  std::vector<std::unique_ptr<Recorded>> trainings_;          // of the last shapes; the last one first
+  std::unique_ptr<Recorded> evaluation_;
+  std::vector<std::unique_ptr<Recorded>> trainings_;  // of the last shapes; the last one first
 };
 
 }  // namespace dense

@@ -1,0 +1,14 @@
+// Where models are: folders, and what Hugging Face's own programs have downloaded.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace dense {
+
+// `model` where it is a folder; else the snapshot of that name in the local cache of the Hub ("gpt2",
+// "org/name", "org/name@revision"): HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub. Nothing is downloaded. Throws
+// Error that says where it looked.
+std::filesystem::path find_model(const std::string& model);
+
+}  // namespace dense
