@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "dense/tensor/elements.h"
+#include "dense/tensor/half.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace dense {
@@ -28,21 +29,6 @@ HWY_INLINE uint16_t narrowed(float x) {  // to bf16
   const auto bits = std::bit_cast<uint32_t>(x);
   if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);  // NaN stays NaN
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-HWY_INLINE float widened_half(uint16_t f16) {
-  const uint32_t sign = uint32_t(f16 & 0x8000) << 16, rest = f16 & 0x7fffu;
-  if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | rest << 13);
-  const uint32_t size = rest < 0x400 ? std::bit_cast<uint32_t>(float(rest) * 0x1p-24f) : (rest << 13) + (112u << 23);
-  return std::bit_cast<float>(sign | size);
-}
-HWY_INLINE uint16_t narrowed_half(float x) {
-  const auto bits = std::bit_cast<uint32_t>(x);
-  const uint32_t sign = bits >> 16 & 0x8000, u = bits & 0x7fffffff;
-  if (u > 0x7f800000) return uint16_t(sign | 0x7e00);
-  if (u >= 0x477ff000) return uint16_t(sign | 0x7c00);  // 65520 and more round to infinity
-  if (u < 0x38800000) return uint16_t(sign | uint32_t(std::nearbyint(std::bit_cast<float>(u) * 0x1p24f)));
-  return uint16_t(sign | (u + 0xfff + (u >> 13 & 1) - (112u << 23)) >> 13);
 }
 
 template <class T>
@@ -88,8 +74,9 @@ void load(const std::byte* from, Dtype type, int64_t stride, int64_t n, T* to) {
       }
       return each(two, [](const std::byte* p) { return T(widened_half(element<uint16_t>(p))); });
     case Dtype::q8:
-    case Dtype::q4: break;  // no map reads these
+    case Dtype::q4: break;
   }
+  fail("load: expected a type of elements, got ", name(type));
 }
 
 template <class T>
@@ -137,6 +124,7 @@ void store(const T* from, int64_t n, std::byte* to, Dtype type, int64_t stride) 
     case Dtype::q8:
     case Dtype::q4: break;
   }
+  fail("store: expected a type of elements, got ", name(type));
 }
 
 // The first elements of a vector, of which those from `count` on are `rest`. Reads a whole vector: rows lie in slots.

@@ -19,7 +19,7 @@ inline uint16_t narrowed_half(float x) {
   const uint32_t sign = bits >> 16 & 0x8000, u = bits & 0x7fffffff;
   if (u > 0x7f800000) return uint16_t(sign | 0x7e00);
   if (u >= 0x477ff000) return uint16_t(sign | 0x7c00);  // 65520 and more round to infinity
-  if (u < 0x38800000)  // the last bit of 0.5 counts what that of the small ones does
+  if (u < 0x38800000)                                   // the last bit of 0.5 counts what that of the small ones does
     return uint16_t(sign | (std::bit_cast<uint32_t>(std::bit_cast<float>(u) + 0.5f) - 0x3f000000));
   return uint16_t(sign | (u + 0xfff + (u >> 13 & 1) - (112u << 23)) >> 13);
 }

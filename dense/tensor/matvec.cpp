@@ -4,6 +4,7 @@
 
 #include "dense/scalar/denormals.h"
 #include "dense/scalar/error.h"
+#include "dense/tensor/gemm.h"
 #include "dense/tensor/quantised.h"
 
 namespace dense {
@@ -37,6 +38,8 @@ constexpr int64_t bytes_worth_sharing = 128 << 10, products_worth_sharing = 1 <<
 // Ranges of columns for each thread: enough for those that finish early to take over from the others, in pieces that
 // are worth a start of their own.
 constexpr int64_t most_tasks_each = 4, least_bytes = 256 << 10;
+// Rows of x up to which sums of blocks of k are worth their memory.
+constexpr int64_t most_m_by_k = 8;
 // Values of x worth sharing when they are quantised.
 constexpr int64_t x_worth_sharing = 1 << 16;
 
@@ -52,9 +55,17 @@ Matvec::Matvec(const MatvecSpec& spec, Isa isa, int threads)
   const int64_t bytes =
       quantised ? int64_t(quantised_bytes(spec_.weights, n, k)) : n * k * int64_t(size_of(spec_.weights));
   alone_ = threads == 1 || (bytes < bytes_worth_sharing && m * n * k < products_worth_sharing);
-  const int64_t tasks = alone_ ? 1 : threads * std::clamp<int64_t>(bytes / threads / least_bytes, 1, most_tasks_each);
+  k_ = k;
+  if (!alone_ && !spec_.by_row && k > k_block &&
+      m <= most_m_by_k) {  // whole rows of W: memory likes to be read in order
+    k_ = k_block;
+    scratch_bytes_ = size_t(round_up(ceil_div(k, k_) * m * n * int64_t(sizeof(float)), 64));
+  }
+  const int64_t k_parts = std::max<int64_t>(ceil_div(k, std::max<int64_t>(k_, 1)), 1);
+  int64_t tasks = alone_ ? 1 : threads * std::clamp<int64_t>(bytes / threads / least_bytes, 1, most_tasks_each);
+  tasks = ceil_div(tasks, k_parts);
   columns_ = round_up(ceil_div(n, tasks), quantised ? strip_rows : spec_.by_row ? 4 : 32);
-  tasks_ = ceil_div(n, columns_);
+  tasks_ = k_parts * ceil_div(n, columns_);
 }
 
 std::string Matvec::path() const {
@@ -76,25 +87,29 @@ void Matvec::run(const float* x, int64_t x_row, const void* w, float* y, int64_t
     if (alone_ || spec_.m <= tile || spec_.m * spec_.k < x_worth_sharing) quantise(0, spec_.m);
     else threads.run(int(ceil_div(spec_.m, tile)), [&](int i) { quantise(i * tile, (i + 1) * tile); });
   }
+  auto* const parts = k_ < spec_.k ? reinterpret_cast<float*>(scratch) : nullptr;
+  const int64_t column_tasks = ceil_div(spec_.n, columns_);
   const auto run_task = [&](int task) {
-    const int64_t first = task * columns_;
-    const MatvecBlock block{.m = spec_.m,
-                            .k = spec_.k,
-                            .first = first,
-                            .last = std::min(first + columns_, spec_.n),
-                            .type = spec_.weights,
-                            .x = x,
-                            .quantised_x = quantised_x,
-                            .x_row = x_row,
-                            .w = w,
-                            .w_row = spec_.row_stride,
-                            .y = y,
-                            .y_row = y_row,
-                            .bias = spec_.bias ? bias : nullptr};
+    const int64_t first = task % column_tasks * columns_, part = task / column_tasks, k = part * k_;
+    const MatvecBlock block{
+        .m = spec_.m,
+        .k = std::min(k_, spec_.k - k),
+        .first = first,
+        .last = std::min(first + columns_, spec_.n),
+        .type = spec_.weights,
+        .x = x + k,
+        .quantised_x = quantised_x,
+        .x_row = x_row,
+        .w = k == 0 ? w : static_cast<const std::byte*>(w) + k * spec_.row_stride * int64_t(size_of(spec_.weights)),
+        .w_row = spec_.row_stride,
+        .y = parts ? parts + part * spec_.m * spec_.n : y,
+        .y_row = parts ? spec_.n : y_row,
+        .bias = spec_.bias && !parts ? bias : nullptr};
     (quantised ? kernels_.quantised : spec_.by_row ? kernels_.by_row : kernels_.by_column)(block);
   };
   if (alone_) run_task(0);
   else threads.run(int(tasks_), run_task);
+  if (parts) kernels_.add_parts(parts, ceil_div(spec_.k, k_), spec_.m, spec_.n, y, y_row, spec_.bias ? bias : nullptr);
 }
 
 }  // namespace dense

@@ -5,7 +5,8 @@
 //   plan.run(x, 768, w, y, 2304, bias, scratch, threads);                            // y (1, 2304) = x w + bias
 //
 // The contract. Same bits for any number of threads; a row of y has the same bits alone (m = 1) and within any larger
-// m. matvec_kernels.h says which bits. Threads share out the columns of y, never k.
+// m. matvec_kernels.h says which bits. Threads share out columns of y, and blocks of k where their sums are added apart
+// anyway.
 #pragma once
 
 #include <cstddef>
@@ -46,8 +47,9 @@ class Matvec {
   MatvecSpec spec_;
   MatvecKernels kernels_;
   int threads_;
-  bool alone_ = true;          // too little work to share
-  int64_t columns_ = 0;        // of y in a task
+  bool alone_ = true;    // too little work to share
+  int64_t columns_ = 0;  // of y in a task
+  int64_t k_ = 0;        // in a task
   int64_t tasks_ = 0;
   size_t scratch_bytes_ = 0;
 };

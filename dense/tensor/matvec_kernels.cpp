@@ -27,7 +27,15 @@ struct Half {  // f16
 };
 
 constexpr int64_t in_second_cache = 512 << 10;  // bytes of W that stay there while tile after tile of x meets them
-constexpr int64_t ahead = 4096;                 // bytes of W between what is asked for and what is used
+
+// Asks memory for the line of W that is due some time from now: first into the second cache, which has more requests under
+// way than the first, then into the first.
+template <class T>
+inline void prefetch(const T* w) {
+  const auto* const p = reinterpret_cast<const std::byte*>(w);
+  __builtin_prefetch(p + 6144, 0, 2);
+  __builtin_prefetch(p + 2048, 0, 3);
+}
 
 }  // namespace
 }  // namespace dense
@@ -131,8 +139,7 @@ HWY_INLINE void dot(const T* w, const float* x, int64_t x_row, const float (*res
   };
   int64_t i = 0;
   for (; i + lanes <= k; i += lanes) {
-    for (size_t byte = 0; byte < lanes * sizeof(T); byte += 64)
-      __builtin_prefetch(reinterpret_cast<const std::byte*>(w + i) + byte + ahead);
+    for (size_t line = 0; line < lanes * sizeof(T); line += 64) prefetch(w + i + line / sizeof(T));
     add(w + i, x + i, x_row);
   }
   if (i < k) {
@@ -176,12 +183,12 @@ void by_row(const MatvecBlock& b) {
 
 constexpr int column_tile = HWY_TARGET == HWY_AVX3 ? 4 : 2;  // rows of x
 constexpr int row_step = 4;                                  // rows of W at a time
-constexpr int64_t most_columns = 1024;                       // whose sums wait in the first cache
+constexpr int64_t sums_size = 4096;                          // floats that wait in the first cache
 
-// Adds R rows of W, times R values each of M rows of x, to sums; the first time, to zero.
+// Adds R rows of W, times R values each of M rows of x, to sums; the first time, to zero. After them come `more` rows.
 template <class T, int M, int R>
-HWY_INLINE void add_rows(const T* w, int64_t w_row, bool prefetch, const float* x, int64_t x_row, bool zero, int64_t n,
-                         float (*sum)[most_columns]) {
+HWY_INLINE void add_rows(const T* w, int64_t w_row, int64_t more, const float* x, int64_t x_row, bool zero, int64_t n,
+                         float* sum, int64_t sum_row) {
   V v[M][R];
   unrolled<M>([&](auto i) HWY_ATTR {
     unrolled<R>([&](auto r) HWY_ATTR { v[i][r] = hn::Set(d, x[int64_t(i) * x_row + int64_t(r)]); });
@@ -190,50 +197,72 @@ HWY_INLINE void add_rows(const T* w, int64_t w_row, bool prefetch, const float* 
     V row[R];
     unrolled<R>([&](auto r) HWY_ATTR { row[r] = loaded(w + int64_t(r) * w_row + j); });
     unrolled<M>([&](auto i) HWY_ATTR {
-      V s = zero ? hn::Zero(d) : hn::Load(d, sum[i] + j);
+      float* const to = sum + int64_t(i) * sum_row + j;
+      V s = zero ? hn::Zero(d) : hn::Load(d, to);
       unrolled<R>([&](auto r) HWY_ATTR { s = hn::MulAdd(v[i][r], row[r], s); });
-      hn::Store(s, d, sum[i] + j);
+      hn::Store(s, d, to);
     });
   };
   constexpr int line = std::max(N, int(64 / sizeof(T)));
+  const int64_t far = more >= 2 * R ? 2 * R : 0, near = more >= R ? R : 0;
   int64_t j = 0;
   for (; j + line <= n; j += line) {
-    if (prefetch) unrolled<R>([&](auto r) HWY_ATTR { __builtin_prefetch(w + (R + int64_t(r)) * w_row + j); });
+    unrolled<R>([&](auto r) HWY_ATTR {
+      __builtin_prefetch(w + (far + int64_t(r)) * w_row + j, 0, 2);
+      __builtin_prefetch(w + (near + int64_t(r)) * w_row + j, 0, 3);
+    });
     unrolled<line / N>([&](auto u) HWY_ATTR { add(j + u * N, [](const T* p) HWY_ATTR { return load(p); }); });
   }
   for (; j < n; j += N) add(j, [&](const T* p) HWY_ATTR { return load_some(p, n - j); });
 }
 
+template <class T, int M>
+HWY_INLINE void columns(const MatvecBlock& b, const float* x, float* y, float* sum) {
+  // A page of each row at a time, unless the sums of several rows of x need the room.
+  const int64_t width = M == 1 ? sums_size / int64_t(sizeof(T)) : sums_size / column_tile;
+  for (int64_t first = b.first; first < b.last; first += width) {
+    const int64_t n = std::min(width, b.last - first);
+    for (int64_t k0 = 0; k0 == 0 || k0 < b.k; k0 += k_block) {  // once where there is nothing to sum
+      const int64_t end = std::min(b.k, k0 + k_block);
+      int64_t k = k0;
+      const auto add = [&](auto r) HWY_ATTR {
+        for (; k + r <= end; k += r)
+          add_rows<T, M, r>(static_cast<const T*>(b.w) + k * b.w_row + first, b.w_row, b.k - k - r, x + k, b.x_row,
+                            k == k0, n, sum, width);
+      };
+      add(std::integral_constant<int, row_step>());
+      add(std::integral_constant<int, 1>());
+      const bool finish = end == b.k && b.bias;
+      for (int64_t r = 0; r < M; ++r)
+        for (int64_t j = 0; j < n; j += N) {
+          float* const to = y + r * b.y_row + first + j;
+          V v = b.k > 0 ? hn::Load(d, sum + r * width + j) : hn::Zero(d);
+          if (k0 > 0) v = hn::Add(load_some(to, n - j), v);
+          if (finish) v = hn::Add(v, load_some(b.bias + first + j, n - j));
+          store_some(v, to, n - j);
+        }
+    }
+  }
+}
+
 template <class T>
 void columns(const MatvecBlock& b) {
-  alignas(64) float sum[column_tile][most_columns];
-  for (int64_t first = b.first; first < b.last; first += most_columns) {
-    const int64_t n = std::min(most_columns, b.last - first);
-    for (int64_t i = 0; i < b.m; i += column_tile)
-      with_constant<column_tile>(std::min<int64_t>(column_tile, b.m - i), [&](auto rows) HWY_ATTR {
-        float* const y = b.y + i * b.y_row + first;
-        for (int64_t k0 = 0; k0 == 0 || k0 < b.k; k0 += k_block) {  // once where there is nothing to sum
-          const int64_t end = std::min(b.k, k0 + k_block);
-          int64_t k = k0;
-          const auto add = [&](auto r) HWY_ATTR {
-            for (; k + r <= end; k += r)
-              add_rows<T, rows, r>(static_cast<const T*>(b.w) + k * b.w_row + first, b.w_row, k + 2 * r <= b.k,
-                                   b.x + i * b.x_row + k, b.x_row, k == k0, n, sum);
-          };
-          add(std::integral_constant<int, row_step>());
-          add(std::integral_constant<int, 1>());
-          const bool finish = end == b.k && b.bias;
-          for (int64_t r = 0; r < rows; ++r)
-            for (int64_t j = 0; j < n; j += N) {
-              float* const to = y + r * b.y_row + j;
-              V v = b.k > 0 ? hn::Load(d, sum[r] + j) : hn::Zero(d);
-              if (k0 > 0) v = hn::Add(load_some(to, n - j), v);
-              if (finish) v = hn::Add(v, load_some(b.bias + first + j, n - j));
-              store_some(v, to, n - j);
-            }
-        }
-      });
-  }
+  alignas(64) float sum[sums_size];
+  for (int64_t i = 0; i < b.m; i += column_tile)
+    with_constant<column_tile>(std::min<int64_t>(column_tile, b.m - i), [&](auto rows) HWY_ATTR {
+      columns<T, rows>(b, b.x + i * b.x_row, b.y + i * b.y_row, sum);
+    });
+}
+
+// y = the sum of `count` parts (m, n) [+ bias], in order.
+void add_parts(const float* parts, int64_t count, int64_t m, int64_t n, float* y, int64_t y_row, const float* bias) {
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; j += N) {
+      V v = load_some(parts + i * n + j, n - j);
+      for (int64_t part = 1; part < count; ++part) v = hn::Add(v, load_some(parts + (part * m + i) * n + j, n - j));
+      if (bias) v = hn::Add(v, load_some(bias + j, n - j));
+      store_some(v, y + i * y_row + j, n - j);
+    }
 }
 
 void by_column(const MatvecBlock& b) {
@@ -341,7 +370,7 @@ HWY_INLINE void strip(const std::byte* w, const QuantisedX* x, int64_t blocks, f
   unrolled<M>([&](auto r) HWY_ATTR { unrolled<strip_vectors>([&](auto v) HWY_ATTR { sum[r][v] = hn::Zero(d); }); });
   constexpr int64_t bytes = q4 ? 576 : 1088;
   for (int64_t block = 0; block < blocks; ++block, w += bytes, x += M) {
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(w + byte + ahead);
+    for (int64_t line = 0; line < bytes; line += 64) prefetch(w + line);
     const auto* const scales = reinterpret_cast<const Half*>(w);
     const auto* const lines = reinterpret_cast<const uint8_t*>(w + 64);
     unrolled<strip_vectors>([&](auto v) HWY_ATTR {
@@ -445,6 +474,7 @@ MatvecKernels kernels() {
   constexpr bool avx3 = HWY_TARGET == HWY_AVX3, avx2 = HWY_TARGET == HWY_AVX2;
   return {by_row,
           by_column,
+          add_parts,
           quantised,
           quantise,
           quantised_tile,

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "dense/scalar/error.h"
 #include "dense/tensor/elements.h"
 #include "dense/tensor/half.h"
 
