@@ -31,6 +31,7 @@ constexpr Command commands[] = {
     {"eval", "how well a model predicts a text: perplexity, nats per byte", eval_command},
     {"quantize", "write a model's folder again, in 8 or 4 bits", quantize_command},
     {"forward", "run a Hugging Face model on given tokens: logits, loss, gradients", forward_command},
+    {"tokenize", "turn text into the ids of a Hugging Face tokenizer, and back", tokenize_command},
     {"bench microgpt", "how fast microgpt trains", bench_microgpt_command},
     {"bench train", "how fast GPT-2 trains, beside oneDNN's matmul", bench_train_command},
     {"bench scalar", "how fast recorded graphs run, beside a C interpreter", bench_scalar_command},

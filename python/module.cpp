@@ -14,6 +14,7 @@
 #include "dense/scalar/program.h"
 #include "dense/scalar/rules.h"
 #include "python/model.h"
+#include "python/tokenizer.h"
 #include "python/var.h"
 
 namespace dense::python {
@@ -348,4 +349,5 @@ PYBIND11_MODULE(dense, m) {
   add_tape(m);
   add_program(m);
   add_model(m);
+  add_tokenizer(m);
 }
