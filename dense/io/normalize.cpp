@@ -16,16 +16,16 @@ namespace dense {
 
 Pattern literal(const std::string& string) {
   return [string](std::string_view text, std::vector<Regex::Match>& matches) {
-    if (string.empty()) return;
     for (size_t at = text.find(string); at != text.npos; at = text.find(string, at + string.size()))
       matches.push_back({at, at + string.size()});
   };
 }
 Pattern read_pattern(const Fields& f) {
-  if (!f.find("Regex")) return literal(f.text("String"));
-  return [regex = Regex(f.text("Regex"), f.where("Regex"))](std::string_view text, std::vector<Regex::Match>& matches) {
-    regex.find_all(text, matches);
-  };
+  const bool is_regex = f.find("Regex");
+  const std::string& text = f.text(is_regex ? "Regex" : "String");
+  if (!is_regex && !text.empty()) return literal(text);
+  const Regex regex(text, f.where("Regex"));  // an empty string, too: it matches between all characters
+  return [regex](std::string_view in, std::vector<Regex::Match>& matches) { regex.find_all(in, matches); };
 }
 
 void replace(std::string& text, const Pattern& pattern, std::string_view content) {

@@ -14,7 +14,7 @@ namespace dense {
 // Appends where it matches in UTF-8 text, without overlap.
 using Pattern = std::function<void(std::string_view text, std::vector<Regex::Match>& matches)>;
 
-Pattern literal(const std::string& string);
+Pattern literal(const std::string& string);  // which is not empty
 // From {"String": "..."} or {"Regex": "..."}.
 Pattern read_pattern(const Fields& pattern);
 

@@ -518,7 +518,7 @@ struct Tokenizer::Parts {
     }
     const size_t first = ids.size();
     model->encode(word, cache.scratch, ids);
-    cache.add(word, hash, std::span(ids).subspan(first));
+    if (ids.size() - first <= 1000) cache.add(word, hash, std::span(ids).subspan(first));
   }
 
   void encode(std::string_view text, WordCache& cache, std::vector<int32_t>& ids) const {
@@ -618,7 +618,8 @@ Json from_vocab_txt(const fs::path& folder) {
   }
   // ESM's: the vocabulary's tokens wherever they are in the text; what is between spaces and is none is unknown.
   if (id_of("<unk>") >= 0 && id_of("<cls>") >= 0 && id_of("<eos>") >= 0) {
-    for (const std::string& token : tokens) add(token, token.size() > 2 && token.starts_with('<'));
+    static constexpr std::string_view special[] = {"<cls>", "<pad>", "<eos>", "<unk>", "<mask>"};
+    for (const std::string& token : tokens) add(token, std::ranges::count(special, token) > 0);
     return object("", {added, object("pre_tokenizer", {text_item("type", "WhitespaceSplit")}), frame("<cls>", "<eos>"),
                        object("model", {text_item("type", "WordLevel"), text_item("unk_token", "<unk>"), vocab})});
   }
