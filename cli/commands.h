@@ -14,6 +14,7 @@ struct Call {
 
 // Each returns the exit code. Bad flags or input throw dense::Error, which main() prints as one line.
 int microgpt_command(const Call& call);        // cli/microgpt.cpp
+int init_command(const Call& call);            // cli/init.cpp
 int train_command(const Call& call);           // cli/train.cpp
 int forward_command(const Call& call);         // cli/forward.cpp
 int generate_command(const Call& call);        // cli/generate.cpp

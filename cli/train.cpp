@@ -81,6 +81,8 @@ int train_command(const Call& call) {
       if (field.name == "n_embd") **value = std::min(**value, 128);
       if (field.name == "n_head") **value = std::min(**value, 4);
       if (field.name == "block_size") **value = std::max(**value, config.time);
+    } else if (auto* const tokens = std::get_if<TokenIds*>(&field.value)) {
+      **tokens = {};  // bytes have no such meaning
     }
   std::vector<Flag> flags = flags_of(config_fields(config));
   for (Flag& flag : flags_of(page.fields, "model.")) flags.push_back(std::move(flag));

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -23,6 +24,7 @@
 #include <vector>
 
 #include "cli/trace.h"
+#include "dense/io/safetensors.h"
 #include "examples/microgpt.h"
 
 namespace fs = std::filesystem;
@@ -438,6 +440,174 @@ TEST_F(Cli, RefusesToTrainAPageOnWhatDoesNotFit) {
                                                         : args + Args{"--data", "names.txt", "--steps", "1"} +
                                                               (args[0] == "--time" ? Args{} : Args{"--time", "8"})),
                    says, "dense train");
+}
+
+// ---- dense init
+
+const Args tiny_llama = {"init",  "--model",
+                         "llama", "--vocab_size",
+                         "11",    "--hidden_size",
+                         "8",     "--intermediate_size",
+                         "12",    "--num_hidden_layers",
+                         "2",     "--num_attention_heads",
+                         "4"};
+
+TEST_F(Cli, InitWritesAFolderAsHuggingFaceDoes) {
+  const Outcome outcome =
+      run(tiny_llama + Args{"--num_key_value_heads", "2", "--rope_scaling.rope_type", "linear",
+                            "--rope_scaling.factor=2", "--eos_token_id", "2,3", "--dtype", "bf16", "made/m"});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_TRUE(outcome.err.starts_with("llama: 1,176 parameters of bf16 in made/m after ")) << outcome.err;
+  EXPECT_EQ(contents(folder / "made/m/config.json"), R"({
+  "architectures": [
+    "LlamaForCausalLM"
+  ],
+  "attention_bias": false,
+  "attention_dropout": 0.0,
+  "bos_token_id": 1,
+  "eos_token_id": [
+    2,
+    3
+  ],
+  "hidden_act": "silu",
+  "hidden_size": 8,
+  "initializer_range": 0.02,
+  "intermediate_size": 12,
+  "max_position_embeddings": 2048,
+  "mlp_bias": false,
+  "model_type": "llama",
+  "num_attention_heads": 4,
+  "num_hidden_layers": 2,
+  "num_key_value_heads": 2,
+  "pad_token_id": null,
+  "rms_norm_eps": 1e-06,
+  "rope_scaling": {
+    "factor": 2.0,
+    "rope_type": "linear"
+  },
+  "rope_theta": 10000.0,
+  "tie_word_embeddings": false,
+  "torch_dtype": "bfloat16",
+  "vocab_size": 11
+}
+)");
+  EXPECT_EQ(contents(folder / "made/m/generation_config.json"), R"({
+  "_from_model_config": true,
+  "bos_token_id": 1,
+  "eos_token_id": [
+    2,
+    3
+  ]
+}
+)");
+  const std::string weights = contents(folder / "made/m/model.safetensors");
+  EXPECT_TRUE(weights.substr(8).starts_with(R"({"__metadata__":{"format":"pt"},"lm_head.weight":{"dtype":"BF16")"));
+  EXPECT_EQ(snapshot().size(), 6u) << "names.txt, two folders and their three files";
+
+  std::vector<int32_t> ids = {1, 5, 3, 10};
+  dense::write_safetensors(folder / "x.safetensors",
+                           std::vector<dense::StoredTensor>{
+                               {"input_ids", "I32", {1, 4}, std::as_writable_bytes(std::span(ids)), nullptr, {}}});
+  EXPECT_EQ(run({"forward", "made/m", "x.safetensors", "y.safetensors"}).err, "");
+  const auto logits = dense::to_f32(dense::read_safetensors(folder / "y.safetensors").at("logits"));
+  EXPECT_EQ(logits.size(), 44u);
+  for (float v : logits) EXPECT_LT(std::abs(v), 1);  // a NaN is not
+}
+
+TEST_F(Cli, InitLeavesOutATiedHeadAndTokensThatAVocabularyLacks) {
+  const Args sizes = {"--n_layer", "1", "--n_embd", "8", "--n_head", "2", "--vocab_size", "9"};
+  for (const char* tied : {"true", "false"}) {
+    const Outcome outcome =
+        run(Args{"init", "--model=gpt2"} + sizes + Args{"--force", "g", "--tie_word_embeddings", tied});
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    EXPECT_EQ(dense::read_safetensors(folder / "g").contains("lm_head.weight"), *tied == 'f');
+  }
+  EXPECT_TRUE(nlohmann::json::parse(contents(folder / "g/config.json"))["eos_token_id"].is_null());
+  EXPECT_EQ(contents(folder / "g/generation_config.json"), "{\n  \"_from_model_config\": true\n}\n");
+  EXPECT_EQ(run({"init", "--model", "microgpt", "m"}).exit_code, 0);
+  EXPECT_FALSE(fs::exists(folder / "m/generation_config.json")) << "Hugging Face has no such class";
+}
+
+TEST_F(Cli, InitGivesTheSameBytesForTheSameSeed) {
+  const auto weights = [&](const Args& more) {
+    const Outcome outcome = run(tiny_llama + Args{"--force", "m"} + more);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    return contents(folder / "m/model.safetensors");
+  };
+  const std::string zero = weights({});
+  EXPECT_TRUE(weights({"--seed", "0"}) == zero);
+  EXPECT_FALSE(weights({"--seed", "1"}) == zero);
+  EXPECT_FALSE(weights({"--seed", "-1"}) == zero);
+  const auto all = [&] {
+    std::vector<float> values;
+    for (const auto& [name, tensor] : dense::read_safetensors(folder / "m"))
+      for (float v : dense::to_f32(tensor)) values.push_back(v);
+    return values;
+  };
+  weights({});
+  const std::vector<float> wide = all();
+  for (const auto& [dtype, precision] : {std::pair("bf16", 1.f / 256), std::pair("f16", 1.f / 2048)}) {
+    weights({"--dtype", dtype});
+    const std::vector<float> narrow = all();
+    ASSERT_EQ(narrow.size(), wide.size());
+    for (size_t i = 0; i < wide.size(); ++i) EXPECT_NEAR(narrow[i], wide[i], precision * std::abs(wide[i]) + 1e-7);
+  }
+  EXPECT_EQ(weights({"--shard_size", "2000"}), "") << "one file";
+  EXPECT_TRUE(fs::exists(folder / "m/model.safetensors.index.json"));
+  EXPECT_EQ(all(), wide);
+  for (const auto& entry : fs::directory_iterator(folder / "m")) EXPECT_LT(fs::file_size(entry), 3500u) << entry;
+}
+
+TEST_F(Cli, InitReplacesAModelOnlyWhenForced) {
+  ASSERT_EQ(run(tiny_llama + Args{"--shard_size=1000", "m"}).exit_code, 0);
+  write("m/tokenizer.json", "mine");
+  expect_refused(tiny_llama + Args{"m"}, "m: holds a model already; --force writes a new one in its place",
+                 "dense init");
+  expect_refused(tiny_llama + Args{"./m/"}, "holds a model already", "dense init");
+  ASSERT_EQ(run(tiny_llama + Args{"--force", "m/"}).exit_code, 0);
+  Args files;
+  for (const auto& entry : fs::directory_iterator(folder / "m")) files.push_back(entry.path().filename());
+  std::ranges::sort(files);
+  EXPECT_EQ(files, (Args{"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}));
+  EXPECT_EQ(contents(folder / "m/tokenizer.json"), "mine");
+  fs::create_directory(folder / "empty");
+  EXPECT_EQ(run(tiny_llama + Args{"empty"}).exit_code, 0);
+  fs::remove_all(folder / "empty");
+  fs::remove_all(folder / "m");
+  EXPECT_EQ(snapshot().size(), 1u) << "a draft was left";
+}
+
+TEST_F(Cli, CtrlCEndsInitAndLeavesNothing) {
+  Process process(folder, {"init", "--model", "llama", "m"});  // 27 GB
+  while (snapshot().size() < 4) std::this_thread::sleep_for(1ms);
+  process.send(SIGINT);
+  EXPECT_EQ(process.wait(), 130);
+  EXPECT_EQ(process.err(), "stopped: nothing was written\n");
+  EXPECT_EQ(snapshot().size(), 1u);
+}
+
+TEST_F(Cli, RefusesToInitWhatDoesNotFit) {
+  const std::pair<Args, const char*> cases[] = {
+      {{"m"}, "--model: expected one of gpt2, llama, microgpt, missing"},
+      {{"--model", "gpt3", "m"}, "model_type: expected one of gpt2, llama, microgpt, got gpt3"},
+      {{"--model", "llama"}, "expected one OUT_DIR, got 0 of them"},
+      {{"--model", "llama", "a", "b"}, "expected one OUT_DIR, got 2 of them"},
+      {{"--model", "llama", "--n_layer", "2", "m"}, "unknown flag --n_layer"},
+      {{"--model", "llama", "--hidden_siz", "2", "m"}, "unknown flag --hidden_siz; did you mean --hidden_size?"},
+      {{"--model", "llama", "m", "--hidden_size"}, "--hidden_size: expected a value, got nothing"},
+      {{"--model", "llama", "--hidden_size", "0", "m"}, "--hidden_size: expected 1 or more, got 0"},
+      {{"--model", "llama", "--hidden_size", "50", "m"}, "llama: num_attention_heads: expected a divisor of"},
+      {{"--model", "llama", "--dtype", "f64", "m"}, "--dtype: expected f32, bf16 or f16, got f64"},
+      {{"--model", "llama", "--shard_size", "0", "m"}, "--shard_size: expected 1 or more, got 0"},
+      {{"--model", "llama", "--shard_size", "5GB", "m"}, "--shard_size: expected a whole number, got \"5GB\""},
+      {{"--model", "llama", "--eos_token_id", "32000", "m"}, "--eos_token_id: expected 0 to vocab_size - 1 = 31999"},
+      {{"--model", "llama", "--rope_scaling.type", "yarn", "m"}, "rope_scaling.rope_type: expected default, linear"},
+      {{"--model", "llama", "names.txt"}, "names.txt: expected a folder"},
+      {{"--model", "llama", "names.txt/m"}, "names.txt/m"},
+      {{"--model", "llama", "--num_hidden_layers", "30000", "m"}, "bytes free on its disk, got "},
+  };
+  for (const auto& [args, says] : cases) expect_refused(Args{"init"} + args, says, "dense init");
 }
 
 TEST_F(Cli, CtrlCEndsSamplingAndKeepsWhatWasDone) {

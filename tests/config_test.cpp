@@ -273,7 +273,7 @@ TEST(Config, WritingKeepsTheRestOfTheOriginal) {
   EXPECT_EQ(contents(folder / "c"), written);
   folder.write("bad", R"({"rope_scaling": 1})");
   EXPECT_EQ(error_of([&] { write_config(folder / "c", config, "m", folder / "bad"); }),
-            folder / "c" + ": rope_scaling.factor: expected objects around it in " + (folder / "bad"));
+            folder / "bad" + ": rope_scaling.factor: expected objects around it");
 }
 
 struct Tokens {

@@ -45,6 +45,29 @@ TEST(Model, SavesEveryTensorOfAHubFolderUnderItsOldName) {
   EXPECT_EQ(model.run({1, 8, ids}, false).at("logits").values, again.run({1, 8, ids}, false).at("logits").values);
 }
 
+TEST(Model, NewFoldersHoldTheWeightsOfANewModelInAnyType) {
+  const TemporaryFolder folder;
+  const Model model(small_gpt2(), 1, 3);
+  for (Dtype type : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
+    write_new(small_gpt2(), folder / "new", {3, type});
+    model.save(folder / "saved", type);
+    for (const char* file : {"model.safetensors", "config.json", "generation_config.json"})
+      EXPECT_EQ(contents(folder / ("new/" + std::string(file))), contents(folder / ("saved/" + std::string(file))))
+          << file << " " << name(type);
+  }
+  // as 16 bits would be: read, and saved as they are
+  Model half(cli::page_of("gpt2"), folder / "new", 1);
+  half.save(folder / "again");
+  EXPECT_EQ(contents(folder / "again/model.safetensors"), contents(folder / "new/model.safetensors"));
+  EXPECT_EQ(contents(folder / "again/config.json"),
+            [&] {  // with the fields that a new one leaves out
+              std::string config = contents(folder / "new/config.json");
+              return config.substr(0, config.size() - 3) + ",\n  \"n_inner\": null\n}\n";
+            }());
+  half.save(folder / "wide", Dtype::f32);
+  EXPECT_NE(contents(folder / "wide/config.json").find("\"torch_dtype\": \"float32\""), std::string::npos);
+}
+
 TEST(Model, TargetsAreLabelsOnePlaceToTheLeft) {
   Model model(small_gpt2(), 1);
   std::vector<int32_t> next(ids.begin() + 1, ids.end());

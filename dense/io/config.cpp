@@ -49,13 +49,6 @@ void split_rope_parameters(Json& root) {
   if (!scaling.items.empty()) add(std::move(scaling));
 }
 
-Json read_object(const fs::path& file) {
-  Json root = parse_json(read_file(file), file.string());
-  if (root.kind != Json::object) fail(file.string(), ": expected an object, got ", shown(root));
-  split_rope_parameters(root);
-  return root;
-}
-
 // read(json, value) sets the value, or gives what was expected instead of this JSON.
 using Expected = std::string;
 
@@ -170,6 +163,13 @@ void find_unknown(const Json& object, const std::string& prefix, const std::vect
 
 }  // namespace
 
+Json read_object(const fs::path& file) {
+  Json root = parse_json(read_file(file), file.string());
+  if (root.kind != Json::object) fail(file.string(), ": expected an object, got ", shown(root));
+  split_rope_parameters(root);
+  return root;
+}
+
 void set_fields(const fs::path& config_json, const std::vector<ConfigField>& fields,
                 const std::vector<std::string>& inert, const Warn& warn) {
   set_fields(read_object(config_json), config_json.string(), fields, inert, warn);
@@ -197,12 +197,10 @@ void set_fields(Json object, const std::string& file, const std::vector<ConfigFi
   warn(file + ": ignored, being unknown here: " + names);
 }
 
-void write_fields(const fs::path& config_json, const std::vector<ConfigField>& fields, const std::string& model_type,
-                  const fs::path& original) {
-  Json root{Json::object};
-  if (!original.empty()) root = read_object(original);
+Json with_fields(Json root, const std::string& file, const std::vector<ConfigField>& fields,
+                 const std::string& model_type) {
   const auto put = [&]<class T>(const std::string& name, const T& value) {
-    const std::string where = config_json.string() + ": " + name;
+    const std::string where = file + ": " + name;
     Json json;
     try {
       json = to_json(value);
@@ -211,7 +209,7 @@ void write_fields(const fs::path& config_json, const std::vector<ConfigField>& f
     }
     Json* place = reach(root, name, json.kind != Json::null || name.find('.') == name.npos);
     if (!place && json.kind == Json::null) return;
-    if (!place) fail(where, ": expected objects around it in ", original.string());
+    if (!place) fail(where, ": expected objects around it");
     T old{};
     if (read(*place, old).empty() && old == value) return;  // stays as it is written there
     json.name = place->name;
@@ -219,6 +217,13 @@ void write_fields(const fs::path& config_json, const std::vector<ConfigField>& f
   };
   put("model_type", model_type);
   for (const ConfigField& field : fields) std::visit([&](const auto* value) { put(field.name, *value); }, field.value);
+  return root;
+}
+
+void write_fields(const fs::path& config_json, const std::vector<ConfigField>& fields, const std::string& model_type,
+                  const fs::path& original) {
+  Json root = original.empty() ? Json{Json::object} : read_object(original);
+  root = with_fields(std::move(root), (original.empty() ? config_json : original).string(), fields, model_type);
   write_file(config_json, to_text(root, 2) + "\n");
 }
 

@@ -103,6 +103,10 @@ void read_config(const std::filesystem::path& config_json, Config& config, const
 void write_fields(const std::filesystem::path& config_json, const std::vector<ConfigField>& fields,
                   const std::string& model_type, const std::filesystem::path& original);
 
+// An object of JSON with these fields and model_type set in it; `where` is the name of what it is for in errors.
+Json with_fields(Json object, const std::string& where, const std::vector<ConfigField>& fields,
+                 const std::string& model_type);
+
 // Writes a config.json with these fields and model_type. What `original`, a config.json, holds besides is kept; it may
 // be the file that is written. No value is written as null, but an object is not made for nulls.
 template <class Config>
@@ -110,6 +114,9 @@ void write_config(const std::filesystem::path& config_json, Config config, const
                   const std::filesystem::path& original = {}) {
   write_fields(config_json, config_fields(config), model_type, original);
 }
+
+// The object in a config.json.
+Json read_object(const std::filesystem::path& config_json);
 
 // Which family of models a Hugging Face folder holds: "model_type" in its config.json.
 std::string model_type(const std::filesystem::path& folder);

@@ -69,6 +69,10 @@ std::string read_file(const fs::path& file) {
 }
 
 void write_file(const fs::path& file, std::span<const std::span<const std::byte>> parts) {
+  write_file(file, parts.size(), [&](size_t i) { return parts[i]; });
+}
+
+void write_file(const fs::path& file, size_t parts, const std::function<std::span<const std::byte>(size_t)>& part) {
   std::error_code ignored;
   if (fs::is_directory(file, ignored)) fail(file.string(), ": is a folder");
   fs::path folder = file.parent_path(), draft = folder / text(".dense-", std::random_device{}(), ".tmp");
@@ -76,13 +80,14 @@ void write_file(const fs::path& file, std::span<const std::span<const std::byte>
   File opened(std::fopen(draft.c_str(), "wbx"));
   if (!opened) fail_to("write", file);
   try {
-    for (std::span<const std::byte> part : parts) {
-      if (part.empty()) continue;  // its address may be null
-      if (std::fwrite(part.data(), 1, part.size(), opened.get()) != part.size()) fail_to("write", file);
+    for (size_t i = 0; i < parts; ++i) {
+      const std::span<const std::byte> bytes = part(i);
+      if (bytes.empty()) continue;  // its address may be null
+      if (std::fwrite(bytes.data(), 1, bytes.size(), opened.get()) != bytes.size()) fail_to("write", file);
     }
     if (std::fflush(opened.get()) != 0 || fsync(fileno(opened.get())) != 0) fail_to("write", file);
     if (std::fclose(opened.release()) != 0 || std::rename(draft.c_str(), file.c_str()) != 0) fail_to("write", file);
-  } catch (const Error&) {
+  } catch (...) {
     std::remove(draft.c_str());
     throw;
   }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -28,5 +29,9 @@ std::string read_file(const std::filesystem::path& file);
 // the file behind it belongs to other revisions too.
 void write_file(const std::filesystem::path& file, std::span<const std::span<const std::byte>> parts);
 void write_file(const std::filesystem::path& file, std::string_view text);
+// The same with parts that are made one by one: part(0), part(1) ... are asked for once each, and only the last one
+// asked for must still be there. What `part` throws leaves no file behind.
+void write_file(const std::filesystem::path& file, size_t parts,
+                const std::function<std::span<const std::byte>(size_t)>& part);
 
 }  // namespace dense

@@ -248,13 +248,14 @@ std::vector<int32_t> to_i32(const StoredTensor& tensor) {
   fail(where(tensor), ": expected I64, I32, U8 or BOOL, got ", tensor.dtype);
 }
 
-void write_safetensors(const fs::path& file, std::span<const StoredTensor> tensors, const Metadata& metadata) {
+void write_safetensors(const fs::path& file, std::span<const StoredTensor> tensors, const Metadata& metadata,
+                       const Supply& supply) {
   const std::string path = file.string();
   std::vector<const StoredTensor*> order;
   for (const StoredTensor& tensor : tensors) {
     const std::string place = path + ": " + shown(tensor.name);
     const uint64_t need = size_in_bytes(tensor.shape, tensor.dtype, place);
-    if (need != tensor.bytes.size())
+    if (!supply && need != tensor.bytes.size())
       fail(place, ": expected ", need, " bytes for ", tensor.dtype, " ", shown(to_string(tensor.shape)), ", got ",
            tensor.bytes.size());
     if (tensor.name == "__metadata__") fail(place, ": is no name for a tensor");
@@ -276,8 +277,9 @@ void write_safetensors(const fs::path& file, std::span<const StoredTensor> tenso
     if (header.size() > 1) header += ',';
     header += json_string(tensor->name) + ":{\"dtype\":\"" + tensor->dtype + "\",\"shape\":[";
     for (size_t i = 0; i < tensor->shape.size(); ++i) header += (i ? "," : "") + std::to_string(tensor->shape[i]);
-    header += text("],\"data_offsets\":[", end, ",", end + tensor->bytes.size(), "]}");
-    end += tensor->bytes.size();
+    const uint64_t bytes = size_in_bytes(tensor->shape, tensor->dtype, path);
+    header += text("],\"data_offsets\":[", end, ",", end + bytes, "]}");
+    end += bytes;
   }
   header += '}';
   uint64_t size = header.size();
@@ -286,18 +288,23 @@ void write_safetensors(const fs::path& file, std::span<const StoredTensor> tenso
   header.resize(size, ' ');
   if (size > max_header) fail(path, ": expected a header of at most ", max_header, " bytes, got ", size);
 
-  std::vector<std::span<const std::byte>> parts = {std::as_bytes(std::span(&size, 1)),
-                                                   std::as_bytes(std::span(header))};
-  for (const StoredTensor* tensor : order) parts.emplace_back(tensor->bytes);
-  write_file(file, parts);
+  write_file(file, 2 + order.size(), [&](size_t i) -> std::span<const std::byte> {
+    if (i < 2) return i == 0 ? std::as_bytes(std::span(&size, 1)) : std::as_bytes(std::span(header));
+    const StoredTensor& tensor = *order[i - 2];
+    if (!supply) return tensor.bytes;
+    const std::span<const std::byte> bytes = supply(tensor);
+    if (const uint64_t need = size_in_bytes(tensor.shape, tensor.dtype, path); need != bytes.size())
+      fail(path, ": ", shown(tensor.name), ": expected ", need, " bytes, got ", bytes.size());
+    return bytes;
+  });
 }
 
 void write_sharded(const fs::path& folder, std::span<const StoredTensor> tensors, uint64_t max_shard_bytes,
-                   const Metadata& metadata) {
+                   const Metadata& metadata, const Supply& supply) {
   std::vector<size_t> starts = {0};  // of the shards
   uint64_t total = 0, in_shard = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const uint64_t bytes = tensors[i].bytes.size();
+    const uint64_t bytes = size_in_bytes(tensors[i].shape, tensors[i].dtype, folder.string());
     if (in_shard && in_shard + bytes > max_shard_bytes) starts.push_back(i), in_shard = 0;
     in_shard += bytes;
     total += bytes;
@@ -308,7 +315,7 @@ void write_sharded(const fs::path& folder, std::span<const StoredTensor> tensors
 
   std::map<std::string, std::string> weight_map;  // by tensor
   std::set<std::string> written = {starts.size() == 1 ? single_file : index_file};
-  if (starts.size() == 1) write_safetensors(folder / single_file, tensors, metadata);
+  if (starts.size() == 1) write_safetensors(folder / single_file, tensors, metadata, supply);
   for (size_t i = 0; starts.size() > 1 && i < starts.size(); ++i) {
     char name[64];
     std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, starts.size());
@@ -317,7 +324,7 @@ void write_sharded(const fs::path& folder, std::span<const StoredTensor> tensors
     for (const StoredTensor& tensor : shard)
       if (!weight_map.emplace(tensor.name, name).second)
         fail((folder / name).string(), ": ", shown(tensor.name), ": given twice");
-    write_safetensors(folder / name, shard, metadata);
+    write_safetensors(folder / name, shard, metadata, supply);
     written.insert(name);
   }
   if (starts.size() > 1) {
@@ -327,16 +334,34 @@ void write_sharded(const fs::path& folder, std::span<const StoredTensor> tensors
     write_file(folder / index_file, to_text(index, 2) + "\n");
   }
 
-  // What is left of an earlier model would be read instead of, or lie beside, the one just written.
-  std::vector<fs::path> old;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
+  remove_weights(folder, written);  // what is left of an earlier model would be read instead, or lie beside
+}
+
+namespace {
+
+// Files that hold weights, or say which do, in folders of Hugging Face.
+std::vector<fs::path> weights_of(const fs::path& folder) {
+  std::vector<fs::path> found;
+  std::error_code ignored;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
     const std::string name = entry.path().filename().string();
     const bool is_shard = name.size() == std::string_view("model-00001-of-00002.safetensors").size() &&
                           name.starts_with("model-") && name.substr(11, 4) == "-of-" && name.ends_with(".safetensors");
-    if ((is_shard || name == single_file || name == index_file) && !written.contains(name)) old.push_back(entry.path());
+    if (is_shard || name == single_file || name == index_file) found.push_back(entry.path());
   }
-  for (const fs::path& file : old)
-    if (!fs::remove(file, error) || error) fail(file.string(), ": cannot remove: ", error.message());
+  return found;
+}
+
+}  // namespace
+
+bool has_weights(const fs::path& folder) { return !weights_of(folder).empty(); }
+
+void remove_weights(const fs::path& folder, const std::set<std::string>& but) {
+  for (const fs::path& file : weights_of(folder)) {
+    std::error_code error;
+    if (!but.contains(file.filename().string()) && (!fs::remove(file, error) || error))
+      fail(file.string(), ": cannot remove: ", error.message());
+  }
 }
 
 }  // namespace dense

@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -47,15 +48,25 @@ std::vector<int32_t> to_i32(const StoredTensor& tensor);
 
 using Metadata = std::map<std::string, std::string>;
 
-// Writes a file, complete or not at all, in the reference implementation's order: largest elements first, then by name.
-// Tensors that were read from the same file may be among those written.
-void write_safetensors(const std::filesystem::path& file, std::span<const StoredTensor> tensors,
-                       const Metadata& metadata = {{"format", "pt"}});
+// Gives the bytes of a tensor when it is their turn to be written; they must stay until the next one is asked for. Not
+// all of a model need be in memory then.
+using Supply = std::function<std::span<const std::byte>(const StoredTensor&)>;
 
+// Writes a file, complete or not at all, in the reference implementation's order: largest elements first, then by name.
+// Tensors that were read from the same file may be among those written. With a supply their own bytes do not count.
+void write_safetensors(const std::filesystem::path& file, std::span<const StoredTensor> tensors,
+                       const Metadata& metadata = {{"format", "pt"}}, const Supply& supply = {});
+
+inline constexpr uint64_t most_shard_bytes = 5'000'000'000;  // unless other limits are asked for, as in transformers 4
 // Writes a model as Hugging Face does: model.safetensors if its tensors have at most `max_shard_bytes` together, else
 // shards, filled in the order given, and their index; then removes what an earlier model of another number of shards
 // left. Each file is replaced as a whole, the model is not: a folder that must never hold half of one should be new.
 void write_sharded(const std::filesystem::path& folder, std::span<const StoredTensor> tensors,
-                   uint64_t max_shard_bytes = 5'000'000'000, const Metadata& metadata = {{"format", "pt"}});
+                   uint64_t max_shard_bytes = most_shard_bytes, const Metadata& metadata = {{"format", "pt"}},
+                   const Supply& supply = {});
+
+// Whether a folder holds weights of a model, and their removal but for the files named.
+bool has_weights(const std::filesystem::path& folder);
+void remove_weights(const std::filesystem::path& folder, const std::set<std::string>& but = {});
 
 }  // namespace dense

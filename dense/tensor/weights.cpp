@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <numbers>
 
 #include "dense/scalar/error.h"
@@ -24,9 +25,10 @@ uint64_t hash_of(std::string_view name) {
 }
 
 // Box & Muller 1958, of uniform numbers that are a function of (seed, name, element).
-void fill_normal(const Memory& memory, const Shape& shape, uint64_t seed, const std::string& name, double deviation) {
+void fill_normal(const Memory& memory, Dtype dtype, const Shape& shape, uint64_t seed, const std::string& name,
+                 double deviation) {
   Graph graph;
-  const Tensor to = graph.external(shape, Dtype::f32, memory, name), key = graph.input({2}, Dtype::i32);
+  const Tensor to = graph.external(shape, dtype, memory, name), key = graph.input({2}, Dtype::i32);
   const uint64_t hash = hash_of(name);
   key.set({int32_t(hash), int32_t(hash >> 32)});
   const Tensor u = graph.random(shape, 2 * seed, key), v = graph.random(shape, 2 * seed + 1, key);
@@ -71,9 +73,8 @@ const Parameter& Parameters::declare(const std::string& name, const Shape& shape
   auto found = find(name);
   if (found == all_.end()) {
     if (loaded_) problems_.push_back(text(name, ": expected ", to_string(shape), ", missing"));
-    Parameter made{name, Dtype::f32, shape, zero_memory(size_t(count_of(shape)) * 4), false};
-    if (init.deviation > 0) fill_normal(made.memory, shape, seed_, name, init.deviation);
-    else std::fill_n(reinterpret_cast<float*>(made.memory.data), count_of(shape), float(init.value));
+    Parameter made{name, Dtype::f32, shape, {}, false, init};
+    if (filled_) made.memory = initial(made);
     found = all_.emplace(name, std::move(made)).first;
   }
   Parameter& parameter = found->second;
@@ -93,6 +94,19 @@ const Parameter& Parameters::declare(const std::string& name, const Shape& shape
   }
   parameter.declared = true;
   return parameter;
+}
+
+Memory Parameters::initial(const Parameter& parameter, Dtype dtype) const {
+  const auto count = size_t(count_of(parameter.shape)), size = size_of(dtype);
+  const Memory memory = zero_memory(count * size);
+  if (parameter.init.deviation > 0) {
+    fill_normal(memory, dtype, parameter.shape, seed_, parameter.name, parameter.init.deviation);
+  } else if (const auto value = float(parameter.init.value); value != 0) {
+    std::byte one[4];
+    elements_f32(best_isa()).store(&value, 1, one, dtype, 1);
+    for (size_t i = 0; i < count; ++i) std::memcpy(memory.data + i * size, one, size);
+  }
+  return memory;
 }
 
 void Parameters::check(std::span<const std::string> inert) const {

@@ -27,7 +27,8 @@ struct Parameter {
   Dtype dtype = Dtype::f32;
   Shape shape;
   Memory memory;
-  bool declared = false;    // by a page; else it came with a checkpoint
+  bool declared = false;  // by a page; else it came with a checkpoint
+  Init init = {};
   std::string stored = {};  // the checkpoint's name, where that is another
   Shape packed = {};        // of q8 and q4: strips, blocks of a strip, bytes of a block
   std::span<std::byte> bytes() const {
@@ -38,8 +39,10 @@ struct Parameter {
 // The parameters of one model, in the order of their names.
 class Parameters {
  public:
-  // base: a prefix of names that a checkpoint may lack.
-  explicit Parameters(uint64_t seed = 0, std::string base = {}) : seed_(seed), base_(std::move(base)) {}
+  // base: a prefix of names that a checkpoint may lack. Without `filled` new parameters get no memory: a page is
+  // recorded to learn which there are, and initial() makes their values when they are wanted.
+  explicit Parameters(uint64_t seed = 0, std::string base = {}, bool filled = true)
+      : seed_(seed), base_(std::move(base)), filled_(filled) {}
   Parameters(const Parameters&) = delete;  // graphs point to the memory
   Parameters& operator=(const Parameters&) = delete;
 
@@ -48,6 +51,8 @@ class Parameters {
   // The parameter of this name. A new one's values depend on the seed, the name and the shape alone. What does not fit
   // the checkpoint is remembered for check().
   const Parameter& declare(const std::string& name, const Shape& shape, Init init);
+  // The values of a parameter that is new, computed in f32 and rounded to this type.
+  Memory initial(const Parameter& parameter, Dtype dtype = Dtype::f32) const;
   // Throws Error that names every tensor that is missing, misshapen or surplus; `inert` says which surplus ones are not
   // minded: names that end so.
   void check(std::span<const std::string> inert = {}) const;
@@ -66,7 +71,7 @@ class Parameters {
   std::map<std::string, Parameter>::iterator find(const std::string& name);
   uint64_t seed_;
   std::string base_;
-  bool loaded_ = false;
+  bool filled_ = true, loaded_ = false;
   std::map<std::string, Parameter> all_;
   std::vector<std::string> problems_;
 };

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "dense/io/files.h"
+#include "dense/io/json.h"
 #include "dense/scalar/error.h"
 #include "dense/tensor/quantised.h"
 #include "dense/tensor/threads.h"
@@ -23,6 +25,8 @@ struct Model::Recorded {
 
 namespace {
 
+constexpr const char* type_names[] = {"F32", "F64", "BF16", "F16", "I32"};                     // in safetensors
+constexpr const char* torch_names[] = {"float32", "float64", "bfloat16", "float16", "int32"};  // in config.json
 constexpr size_t most_shapes = 32;  // whose plans are kept for training
 
 Dtype stored_type(const StoredTensor& tensor) {
@@ -32,14 +36,49 @@ Dtype stored_type(const StoredTensor& tensor) {
   fail(tensor.file, ": ", tensor.name, ": expected F32, BF16 or F16, got ", tensor.dtype);
 }
 
-// What `dense quantize` writes: bytes under the name of the weights and ".int8" or ".int4".
+// What `dense quantize` writes: bytes, under the name of the weights and this ending.
+const char* quantised_ending(Dtype type) { return type == Dtype::q8 ? ".int8" : ".int4"; }
 Dtype quantised_type(const StoredTensor& tensor) {
-  if (tensor.dtype != "U8") return Dtype::f32;
-  return tensor.name.ends_with(".int8") ? Dtype::q8 : tensor.name.ends_with(".int4") ? Dtype::q4 : Dtype::f32;
+  for (Dtype type : {Dtype::q8, Dtype::q4})
+    if (tensor.dtype == "U8" && tensor.name.ends_with(quantised_ending(type))) return type;
+  return Dtype::f32;
 }
 
 bool ends_with_any(const std::string& name, const std::vector<std::string>& ends) {
   return std::ranges::any_of(ends, [&](const std::string& end) { return name.ends_with(end); });
+}
+
+// The files beside new weights, as save_pretrained leaves them: names in order, and no nulls but for tokens, which have
+// other defaults there.
+void write_new_config(const Page& page, const std::filesystem::path& folder, Dtype dtype) {
+  Json root{Json::object};
+  if (!page.architecture.empty()) {
+    root.items.push_back({Json::array, "architectures", "", {{Json::string, "", page.architecture}}});
+    root.items.push_back({Json::string, "torch_dtype", torch_names[int(dtype)]});
+  }
+  root = with_fields(std::move(root), page.model_type, page.fields, page.model_type);
+  const auto is_token = [](const Json& item) { return item.name.ends_with("_token_id"); };
+  std::erase_if(root.items, [&](const Json& item) { return item.kind == Json::null && !is_token(item); });
+  const auto by_name = [](const Json& a, const Json& b) { return a.name < b.name; };
+  std::ranges::sort(root.items, by_name);
+  for (Json& item : root.items)
+    if (item.kind == Json::object) std::ranges::sort(item.items, by_name);
+  write_file(folder / "config.json", to_text(root, 2) + "\n");
+
+  if (!page.causal || page.architecture.empty()) return;
+  Json generation{Json::object, "", "", {{Json::boolean, "_from_model_config", "true"}}};
+  for (const Json& item : root.items)
+    if (is_token(item) && item.kind != Json::null) generation.items.push_back(item);
+  write_file(folder / "generation_config.json", to_text(generation, 2) + "\n");
+}
+
+// What the folder that a model was read from says, with what the weights have become.
+void write_old_config(const Page& page, const std::filesystem::path& folder, const std::filesystem::path& original,
+                      std::optional<Dtype> dtype) {
+  Json root = with_fields(read_object(original), original.string(), page.fields, page.model_type);
+  for (const char* key : {"torch_dtype", "dtype"})
+    if (Json* type = root.find(key); type && dtype) *type = {Json::string, key, torch_names[int(*dtype)]};
+  write_file(folder / "config.json", to_text(root, 2) + "\n");
 }
 
 }  // namespace
@@ -67,7 +106,7 @@ Model::Model(Page page, const std::filesystem::path& folder, int threads, const 
         fail(tensor.file, ": ", name, ": expected (strips, blocks, ", block_bytes(type), "), got ",
              to_string(tensor.shape));
       const std::string base = name.substr(0, name.rfind('.'));
-      parameters_.load({base, type, {}, {tensor.bytes.data(), tensor.owner}, false, {}, tensor.shape});
+      parameters_.load({base, type, {}, {tensor.bytes.data(), tensor.owner}, false, {}, {}, tensor.shape});
       continue;
     }
     parameters_.load({name, stored_type(tensor), tensor.shape, {tensor.bytes.data(), tensor.owner}, false, {}});
@@ -273,20 +312,66 @@ void Model::convert(Dtype type) {
   for (const auto& [name, by_row] : matmul_weights()) parameters_.convert(name, type, by_row, *threads_);
 }
 
-void Model::save(const std::filesystem::path& folder) const {
+void Model::save(const std::filesystem::path& folder, std::optional<Dtype> dtype) const {
   std::filesystem::create_directories(folder);
   std::vector<StoredTensor> tensors = unread_;
-  static constexpr const char* type_names[] = {"F32", "F64", "BF16", "F16", "I32", "U8", "U8"};
-  for (const auto& [name, p] : parameters_.all()) {
+  std::map<std::string, const Parameter*> parameters;  // by the name in the file
+  std::set<Dtype> types;
+  for (const auto& [key, p] : parameters_.all()) {
     const bool packed = is_quantised(p.dtype);
-    const std::string written = (p.stored.empty() ? name : p.stored) + (p.dtype == Dtype::q8   ? ".int8"
-                                                                        : p.dtype == Dtype::q4 ? ".int4"
-                                                                                               : "");
-    tensors.push_back({written, type_names[int(p.dtype)], packed ? p.packed : p.shape, p.bytes(), p.memory.owner, {}});
+    const std::string name = (p.stored.empty() ? key : p.stored) + (packed ? quantised_ending(p.dtype) : "");
+    const Dtype type = packed ? p.dtype : dtype.value_or(p.dtype);
+    parameters[name] = &p;
+    if (!packed) types.insert(type);
+    tensors.push_back({name, type_names[int(type)], packed ? p.packed : p.shape, {}, nullptr, {}});
   }
-  write_sharded(folder, tensors);
-  const auto original = folder_.empty() ? std::filesystem::path() : folder_ / "config.json";
-  write_fields(folder / "config.json", page_.fields, page_.model_type, original);
+  Memory converted;
+  write_sharded(folder, tensors, most_shard_bytes, {{"format", "pt"}},
+                [&](const StoredTensor& tensor) -> std::span<const std::byte> {
+                  const auto found = parameters.find(tensor.name);
+                  if (found == parameters.end()) return tensor.bytes;
+                  const Parameter& p = *found->second;
+                  if (is_quantised(p.dtype) || p.dtype == dtype.value_or(p.dtype)) return p.bytes();
+                  Graph graph(threads_);
+                  converted = zero_memory(size_t(count_of(p.shape)) * size_of(*dtype));
+                  const Tensor to = graph.external(p.shape, *dtype, converted, p.name);
+                  Plan({assign(to, graph.external(p.shape, p.dtype, p.memory, p.name))}).run();
+                  return {converted.data, size_t(count_of(p.shape)) * size_of(*dtype)};
+                });
+  const std::optional<Dtype> all = types.size() == 1 ? std::optional(*types.begin()) : std::nullopt;
+  if (folder_.empty()) write_new_config(page_, folder, all.value_or(Dtype::f32));
+  else write_old_config(page_, folder, folder_ / "config.json", all);
+}
+
+int64_t write_new(const Page& page, const std::filesystem::path& folder, const NewFolder& options) {
+  Parameters parameters(options.seed, page.base, false);
+  Graph graph;
+  Context context;
+  page.forward(Weights(graph, parameters), graph.input({1, 1}, Dtype::i32, "input_ids"), context);
+  std::vector<StoredTensor> tensors;
+  const auto size = [&](const Parameter& p) { return size_t(count_of(p.shape)) * size_of(options.dtype); };
+  for (const Parameter* p : parameters.declared())
+    tensors.push_back({p->name, type_names[int(options.dtype)], p->shape, {}, nullptr, {}});
+  const uint64_t total = uint64_t(parameters.count()) * size_of(options.dtype);
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) fail(folder.string(), ": cannot create: ", error.message());
+  const auto disk = std::filesystem::space(folder, error);
+  if (!error && disk.available < total)
+    fail(folder.string(), ": expected ", total, " bytes free on its disk, got ", disk.available);
+  write_new_config(page, folder, options.dtype);
+  uint64_t bytes = 0;
+  Memory memory;
+  write_sharded(folder, tensors, options.shard_bytes, {{"format", "pt"}},
+                [&](const StoredTensor& tensor) -> std::span<const std::byte> {
+                  const Parameter& p = parameters.all().at(tensor.name);
+                  memory = {};  // not both at once
+                  memory = parameters.initial(p, options.dtype);
+                  bytes += size(p);
+                  if (options.wrote) options.wrote(bytes, total);
+                  return {memory.data, size(p)};
+                });
+  return parameters.count();
 }
 
 }  // namespace dense

@@ -19,7 +19,7 @@ namespace dense {
 
 // A page as a value: its config, and its functions on it.
 struct Page {
-  std::string model_type, base;
+  std::string model_type, architecture, base;  // architecture: Hugging Face's class; empty where it has none
   std::vector<std::string> inert, inert_tensors;
   std::vector<ConfigField> fields;                               // of the config
   std::function<Tensor(Weights, Tensor ids, Context&)> forward;  // (B, T) -> (B, T, V)
@@ -33,6 +33,7 @@ Page page() {
   const auto config = std::make_shared<Config>();
   Page page;
   page.model_type = Config::model_type;
+  if constexpr (requires { Config::architecture; }) page.architecture = Config::architecture;
   if constexpr (requires { Config::base; }) page.base = Config::base;
   if constexpr (requires { Config::inert; }) page.inert.assign(std::begin(Config::inert), std::end(Config::inert));
   if constexpr (requires { Config::inert_tensors; })
@@ -93,8 +94,9 @@ class Model {
   // The plan of the last step's shape, for its profile. Throws Error before the first step.
   Plan& training_plan();
 
-  // Writes config.json and weights, whole or not at all each, under the names they were read with.
-  void save(const std::filesystem::path& folder) const;
+  // Writes config.json and weights, whole or not at all each, under the names they were read with, and in the types that
+  // they have or in the one given.
+  void save(const std::filesystem::path& folder, std::optional<Dtype> dtype = {}) const;
 
   // Has the weights that it multiplies by in this type: f32, bf16, or q8 and q4, which are for generation and loss alone.
   void convert(Dtype type);
@@ -123,5 +125,17 @@ class Model {
   std::unique_ptr<Recorded> evaluation_;
   std::vector<std::unique_ptr<Recorded>> trainings_;  // of the last shapes; the last one first
 };
+
+// Writes a folder with new weights, those of Model(page, threads, seed), one by one: one parameter is in memory at a
+// time. `wrote` is told how many bytes of how many are on their way; what it throws ends the writing. The page's fields
+// are those that count.
+struct NewFolder {
+  uint64_t seed = 0;
+  Dtype dtype = Dtype::f32;
+  uint64_t shard_bytes = most_shard_bytes;
+  std::function<void(uint64_t bytes, uint64_t of)> wrote = {};
+};
+// How many parameters there are.
+int64_t write_new(const Page& page, const std::filesystem::path& folder, const NewFolder& options);
 
 }  // namespace dense
