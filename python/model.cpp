@@ -239,10 +239,14 @@ py::dict grads(Shared& self, Object ids, Object labels, Object lengths) {
   return grads;
 }
 
-Dtype matmul_type(Object name) {
-  for (Dtype type : {Dtype::f32, Dtype::bf16})
-    if (py::isinstance<py::str>(name) && name.equal(py::str(dtype_names[int(type)]))) return type;
-  const std::string error = "step: dtype: expected 'f32' or 'bf16', got " + std::string(py::repr(name));
+Dtype dtype_of(const char* who, Object name, std::initializer_list<Dtype> types) {
+  std::string expected;
+  for (Dtype type : types) {
+    const char* known = dtype_names[int(type)];
+    if (py::isinstance<py::str>(name) && name.equal(py::str(known))) return type;
+    expected += text(expected.empty() ? "'" : " or '", known, "'");
+  }
+  const std::string error = text(who, ": dtype: expected ", expected, ", got ", std::string(py::repr(name)));
   if (!py::isinstance<py::str>(name)) throw py::type_error(error);
   fail(error);
 }
@@ -260,7 +264,7 @@ float step(Shared& self, Object ids, Object labels, double lr, double beta1, dou
   check("weight_decay", weight_decay, std::isfinite(weight_decay), "a finite number");
   Model::Training training;
   training.lr = lr, training.optimizer.adamw = {beta1, beta2, eps, weight_decay};
-  training.matmul_type = matmul_type(dtype), training.dropout = dropout;
+  training.matmul_type = dtype_of("step", dtype, {Dtype::f32, Dtype::bf16}), training.dropout = dropout;
   return self.use([&](Model& m) { return m.step(batch.inputs, training); });
 }
 
@@ -323,9 +327,11 @@ std::string repr(Shared& self) {
   return "<dense.Model: " + self.page().model_type + ", " + std::to_string(num_parameters(self)) + " parameters>";
 }
 
-void save(Shared& self, const std::filesystem::path& path) {
+void save(Shared& self, const std::filesystem::path& path, Object dtype) {
+  std::optional<Dtype> type;
+  if (!dtype.is_none()) type = dtype_of("save", dtype, {Dtype::f32, Dtype::bf16, Dtype::f16});
   try {
-    self.use([&](Model& m) { m.save(path); });
+    self.use([&](Model& m) { m.save(path, type); });
   } catch (const std::filesystem::filesystem_error& error) {
     fail(path.string(), ": cannot write: ", error.code().message());
   }
@@ -380,6 +386,10 @@ constexpr char parameters_doc[] = R"(
 A dict of the model's weights by name. Arrays are views: writing to them changes the model, and steps change them. Only
 16-bit weights, before the first step, are given as float32 copies, which are read-only.)";
 
+constexpr char save_doc[] = R"(
+Writes a folder as Hugging Face has it: config.json and model.safetensors. dtype: 'f32', 'bf16' or 'f16', what weights
+are rounded to on the way; None: they stay as they are.)";
+
 constexpr char profile_doc[] = R"(
 What a step of the last shape costs, a line for each kind of kernel: how many, operations, bytes; and time, of the steps
 since profile was called for the first time. on=False ends measuring. Raises Error before the first step.)";
@@ -397,7 +407,7 @@ void add_model(py::module_& m) {
            "eps"_a = o.eps, "weight_decay"_a = o.weight_decay, "lengths"_a = py::none(), "dtype"_a = "f32",
            "dropout"_a = false, step_doc)
       .def("parameters", parameters, parameters_doc)
-      .def("save", save, "path"_a, "Writes a folder as Hugging Face has it: config.json and model.safetensors.")
+      .def("save", save, "path"_a, "dtype"_a = py::none(), save_doc)
       .def("summary", summary, "One line for each parameter, and how many numbers they are; print(m) shows it, too.")
       .def("profile", profile, "on"_a = true, profile_doc)
       .def_property_readonly("config", config, "The fields of the config, as a dict like config.json.")

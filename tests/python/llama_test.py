@@ -143,6 +143,20 @@ def test_what_was_saved_is_loaded_again(tmp_path, config):
     assert ("lm_head.weight" in again.parameters()) == (not config)
 
 
+@pytest.mark.parametrize("dtype, bits", [("f32", 24), ("bf16", 8), ("f16", 11)])
+def test_weights_are_rounded_where_they_are_saved_so(tmp_path, dtype, bits):
+    model = new()
+    model.save(tmp_path, dtype=dtype)
+    again = dense.load(tmp_path)
+    for name, p in model.parameters().items():
+        assert np.abs(again.parameters()[name] - p).max() <= np.abs(p).max() * 2.0**-bits
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert 0 <= size - model.num_parameters * (4 if dtype == "f32" else 2) < 4000
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] in ("float32", "bfloat16", "float16")
+    with pytest.raises(dense.Error, match="^save: dtype: expected 'f32' or 'bf16' or 'f16', got 'float16'$"):
+        model.save(tmp_path, dtype="float16")
+
+
 def test_tokens_that_end_a_text_may_be_several():
     assert dense.init("llama", **tiny).config["eos_token_id"] == 2
     assert dense.init("llama", **tiny, eos_token_id=[3, 4]).config["eos_token_id"] == [3, 4]
