@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 
+#include "dense/scalar/error.h"
 #include "dense/tensor/elements.h"
 #include "dense/tensor/half.h"
 

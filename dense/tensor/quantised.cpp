@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "dense/scalar/error.h"
 #include "dense/tensor/elements.h"
 #include "dense/tensor/half.h"
 
