@@ -1,6 +1,6 @@
-// Tokenizers give the ids that Hugging Face's library gives: real vocabularies with expected ids, and for each component
-// a small one, with what its rules say. The rules are those of the tokenizers library 0.21; where a test follows from
-// one that is easily overlooked, it says so.
+// Tokenizers give the ids that Hugging Face's library gives: real vocabularies with expected ids, and for each
+// component a small one, with what its rules say. The rules are those of the tokenizers library 0.21; where a test
+// follows from one that is easily overlooked, it says so.
 #include "dense/io/tokenizer.h"
 
 #include <fcntl.h>
@@ -272,7 +272,7 @@ TEST(Normalizers, Bert) {
                 "A\t\u4e2d", "A\t\u4e2d");
 }
 
-// SentencePiece's map as a tokenizer.json has it: a double-array trie, replacements, base64. Node n has base 256 (n + 1).
+// SentencePiece's map as a tokenizer.json has it: a double-array trie, replacements, base64. Node n has base 256 n + 256.
 std::string charsmap(const std::map<std::string, std::string>& map) {
   std::vector<uint32_t> units(256 * 64);
   std::string texts;
@@ -354,7 +354,8 @@ TEST(PreTokenizers, ByteLevel) {
 
 TEST(PreTokenizers, LlamaThreesSplitAndByteLevel) {
   const std::string llama3 =
-      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
+      R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
   const json both = {
       {"type", "Sequence"},
       {"pretokenizers",

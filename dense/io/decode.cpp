@@ -59,7 +59,7 @@ size_t trailing(std::string_view text, std::string_view sign, size_t most) {
 }
 
 std::string one_character(const Fields& f, std::string_view name, std::string_view fallback) {
-  const std::string c = f.text(name, fallback);
+  std::string c = f.text(name, fallback);
   const char* p = c.data();
   if (c.empty() || (next_char(p), p != c.data() + c.size()))
     fail(f.where(name), ": expected one character, got \"", shown(c), '"');
@@ -151,7 +151,7 @@ void Decoding::step(size_t i, std::string token) {
       break;
     }
     case DecoderStep::fuse: break;
-    case DecoderStep::replace: replace(token, s.pattern, s.text); break;
+    case DecoderStep::replace: replace_matches(token, s.pattern, s.text); break;
     case DecoderStep::strip: {
       const size_t cut = leading(token, s.text, s.left);
       token.erase(0, cut * s.text.size());

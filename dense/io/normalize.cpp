@@ -28,7 +28,7 @@ Pattern read_pattern(const Fields& f) {
   return [regex](std::string_view in, std::vector<Regex::Match>& matches) { regex.find_all(in, matches); };
 }
 
-void replace(std::string& text, const Pattern& pattern, std::string_view content) {
+void replace_matches(std::string& text, const Pattern& pattern, std::string_view content) {
   std::vector<Regex::Match> matches;
   pattern(text, matches);
   if (matches.empty()) return;
@@ -242,7 +242,7 @@ const Kind kinds[] = {
          std::vector<Regex::Match> first;
          if (content.empty() && t.at_start) pattern(t.text, first);
          if (!first.empty() && first[0].begin == 0 && first[0].end > 0) t.at_start = false;
-         replace(t.text, pattern, content);
+         replace_matches(t.text, pattern, content);
        };
      }},
     {"ByteLevel",

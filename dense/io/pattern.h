@@ -18,6 +18,6 @@ Pattern literal(const std::string& string);  // which is not empty
 // From {"String": "..."} or {"Regex": "..."}.
 Pattern read_pattern(const Fields& pattern);
 
-void replace(std::string& text, const Pattern& pattern, std::string_view content);
+void replace_matches(std::string& text, const Pattern& pattern, std::string_view content);
 
 }  // namespace dense

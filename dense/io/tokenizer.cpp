@@ -151,7 +151,7 @@ PreTokenizer byte_level(const Fields& f) {
 }
 
 PreTokenizer metaspace(const Fields& f) {
-  const std::string sign = f.text("replacement");
+  const std::string& sign = f.text("replacement");
   const char* p = sign.data();
   if (sign.empty() || (next_char(p), p != sign.data() + sign.size()))
     fail(f.where("replacement"), ": expected one character, got \"", shown(sign), '"');
