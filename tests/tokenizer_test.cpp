@@ -241,6 +241,11 @@ TEST(Normalizers, ReplaceAndPrepend) {
                   {{{"type", "Prepend"}, {"prepend", "_"}},
                    {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "_"}}}}},
                 " a b", "__a_b");
+  expect_normal(
+      {{"type", "Sequence"},
+       {"normalizers",
+        {{{"type", "Strip"}, {"strip_left", true}, {"strip_right", true}}, {{"type", "Prepend"}, {"prepend", "_"}}}}},
+      "  ", "");
 }
 
 TEST(Normalizers, Nmt) {
@@ -400,6 +405,9 @@ TEST(PreTokenizers, WordsAndSpaces) {
   expect_cut({{"type", "Whitespace"}}, "Hey man! (d'accord_1)", {"Hey", "man", "!", "(", "d", "'", "accord_1", ")"});
   expect_cut({{"type", "Whitespace"}}, "e\u0301\u200db\u2460!?", {"e\u0301\u200db", "\u2460!?"});  // joiners are words
   expect_cut({{"type", "WhitespaceSplit"}}, "Hey,\u3000man,\t \u0085Good?", {"Hey,", "man,", "Good?"});
+  for (const char* space : {"\t", "\n", "\v", "\f", "\r", " ", "\u0085", "\u00a0", "\u1680", "\u2000", "\u200a",
+                            "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"})
+    expect_cut({{"type", "WhitespaceSplit"}}, std::string("a") + space + "b", {"a", "b"});
   expect_cut({{"type", "WhitespaceSplit"}}, "a\u180e\u200bb", {"a\u180e\u200bb"});  // neither is white space
   expect_cut({{"type", "BertPreTokenizer"}}, "Hey, $5 \u00bfno?", {"Hey", ",", "$", "5", "\u00bf", "no", "?"});
   expect_cut({{"type", "Punctuation"}}, "Hey, $5 \u20ac!!", {"Hey", ",", " ", "$", "5 \u20ac", "!", "!"});  // € is none
@@ -548,6 +556,13 @@ TEST(UnigramModel, FindsTheBestWay) {
   EXPECT_EQ(from(unigram(xy, {{"unk_id", 0}})).encode("ax"), (Ids{2}));
   const json unknown = json::parse(R"([["<unk>",0],["a",-1],["bx",-1.5],["ab",-1]])");
   EXPECT_EQ(from(unigram(unknown, {{"unk_id", 0}})).encode("abx"), (Ids{1, 2}));
+  // With -5 as the least score an unknown character is -15.
+  const auto best = [](const std::string& text) {
+    const json scores = json::parse(R"([["<unk>",0],["ab",-1],["aaab",-1],["a",-5],["bx",-5]])");
+    return from(unigram(scores, {{"unk_id", 0}})).encode(text);
+  };
+  EXPECT_EQ(best("abx"), (Ids{3, 4}));    // -10 and not -16
+  EXPECT_EQ(best("aaabx"), (Ids{2, 0}));  // -16 and not -20
   EXPECT_EQ(error_of([&] { from(unigram(vocab)).encode("ax"); }), "encode: x is unknown, and there is no unk_id");
 }
 
@@ -718,6 +733,7 @@ TEST(Decoders, AStreamIsNeverAheadOfWhatIsCertain) {
   EXPECT_EQ(parts(llama_decoder, {"\u2581", "\u2581a", "<0xC3>", "<0xA9>", "b", "<0xC3>"}),
             (Strings{"", " a", "", "", "\u00e9b", "", "\ufffd"}));
   EXPECT_EQ(parts(bpe_decoder, {"a</w>", "b</w>"}), (Strings{"", "a ", "b"}));
+  EXPECT_EQ(parts(chain({fuse, strip_step(2, 0)}), {" ", " c ", " c "}), (Strings{"", "c ", " c ", ""}));
   EXPECT_EQ(parts(chain({fuse, strip_step(0, 1)}), {"a ", " ", "b "}), (Strings{"a", " ", " b", ""}));
 }
 

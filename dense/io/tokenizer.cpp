@@ -281,7 +281,6 @@ class AddedTokens {
       if (token->single_word && (word_before(text, begin) || word_at(text, end))) continue;
       if (token->lstrip) {
         while (begin > 0 && is_space(before(text, begin))) begin -= size_before(text, begin);
-        begin = std::max(begin, from);
       }
       if (token->rstrip) {
         for (const char* p = text.data() + end; p < text.data() + text.size() && is_space(next_char(p));)
