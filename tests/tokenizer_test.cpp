@@ -631,6 +631,12 @@ TEST(AddedTokens, RawOnesAreFoundBeforeTheTextIsNormalized) {
   expect_words(parts, "[A][a]B[B]b", {"[A]", "[a]", "B", "[", "B", "]", "B"});
 }
 
+TEST(AddedTokens, OfTwoThatLookAlikeTheSpecialOneIsFound) {
+  const json parts = {{"normalizer", {{"type", "Lowercase"}}},
+                      {"added_tokens", {added("A"), added("a", {{"special", true}})}}};
+  expect_words(parts, "A", {"a"});
+}
+
 TEST(AddedTokens, HaveTheIdsOfTheModelOrTheNextFreeOnes) {
   json j =
       words_of({{"added_tokens",

@@ -479,7 +479,7 @@ struct Tokenizer::Parts {
       if (t.special) special.insert(t.content);
       added.push_back(std::move(t));
     }
-    // Special ones come first; the second of two with the same content is not found.
+    // Of two that look alike once they are normalized, the special one is found, or the one that came first.
     std::stable_sort(added.begin(), added.end(), [](const auto& a, const auto& b) { return a.special > b.special; });
     for (const AddedToken& t : added) {
       if (!t.normalized) {
