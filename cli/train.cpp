@@ -77,9 +77,10 @@ int train_command(const Call& call) {
   for (ConfigField& field : page.fields)  // small enough to be tried at once
     if (auto* const value = std::get_if<int*>(&field.value)) {
       if (field.name == "vocab_size") **value = 256;
-      if (field.name == "n_layer") **value = std::min(**value, 4);
-      if (field.name == "n_embd") **value = std::min(**value, 128);
-      if (field.name == "n_head") **value = std::min(**value, 4);
+      if (field.name == "n_layer" || field.name == "num_hidden_layers") **value = std::min(**value, 4);
+      if (field.name == "n_embd" || field.name == "hidden_size") **value = std::min(**value, 128);
+      if (field.name == "intermediate_size") **value = std::min(**value, 352);
+      if (field.name == "n_head" || field.name == "num_attention_heads") **value = std::min(**value, 4);
       if (field.name == "block_size") **value = std::max(**value, config.time);
     } else if (auto* const tokens = std::get_if<TokenIds*>(&field.value)) {
       **tokens = {};  // bytes have no such meaning

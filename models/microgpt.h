@@ -27,7 +27,7 @@ inline Tensor linear(Weights w, const char* name, Tensor x, int64_t out) {
 }
 
 inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)
-  const int64_t T = ids.size(1), V = c.vocab_size, C = c.n_embd;
+  const int64_t T = ids.size(1), V = c.vocab_size, C = c.n_embd, D = C / c.n_head;
   if (T > c.block_size) fail("microgpt: expected at most block_size = ", c.block_size, " tokens, got ", T);
   if (C % c.n_head) fail("microgpt: n_head: expected a divisor of n_embd = ", C, ", got ", c.n_head);
   const Tensor wte = w("wte", {V, C}, normal(0.08)), wpe = w("wpe", {c.block_size, C}, normal(0.08));
@@ -36,7 +36,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
     const Weights layer = w["layer"][i];
     const Tensor qkv = linear(layer, "attn_wqkv", rms_norm(x, 1e-5), 3 * C);                       // (B, T, 3C)
     auto [q, k, v] = split<3>(rearrange<"b t (s h d) -> s b t h d", "s", "h">(qkv, 3, c.n_head));  // 3 of (B, T, H, D)
-    const Tensor heads = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(C / c.n_head))});
+    const Tensor heads = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D))});
     x = x + linear(layer, "attn_wo", rearrange<"b t h d -> b t (h d)">(heads), C);
     x = x + linear(layer, "mlp_fc2", relu(linear(layer, "mlp_fc1", rms_norm(x, 1e-5), 4 * C)), C);
   }

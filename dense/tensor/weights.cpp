@@ -98,7 +98,7 @@ const Parameter& Parameters::declare(const std::string& name, const Shape& shape
 
 Memory Parameters::initial(const Parameter& parameter, Dtype dtype) const {
   const auto count = size_t(count_of(parameter.shape)), size = size_of(dtype);
-  const Memory memory = zero_memory(count * size);
+  Memory memory = zero_memory(count * size);
   if (parameter.init.deviation > 0) {
     fill_normal(memory, dtype, parameter.shape, seed_, parameter.name, parameter.init.deviation);
   } else if (const auto value = float(parameter.init.value); value != 0) {
