@@ -22,6 +22,7 @@ int eval_command(const Call& call);            // cli/eval.cpp
 int quantize_command(const Call& call);        // cli/quantize.cpp
 int tokenize_command(const Call& call);        // cli/tokenize.cpp
 int bench_microgpt_command(const Call& call);  // bench/microgpt.cpp
+int bench_decode_command(const Call& call);    // bench/decode.cpp
 int bench_train_command(const Call& call);     // bench/train.cpp
 int bench_scalar_command(const Call& call);    // bench/scalar.cpp
 

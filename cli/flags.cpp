@@ -108,7 +108,8 @@ bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::stri
   for (size_t i = 0; i < args.size(); ++i) {  // `--json` alone is true
     const auto flag = std::ranges::find_if(flags, [&](const Flag& f) { return "--" + f.name == args[i]; });
     if (flag == flags.end() || flag->type != type_name<bool>) continue;
-    if (i + 1 == args.size() || (args[i + 1] != "true" && args[i + 1] != "false")) args[i] += "=true";
+    const std::string next = i + 1 < args.size() ? args[i + 1] : "--";
+    if (next.starts_with("-") || (!places.empty() && next != "true" && next != "false")) args[i] += "=true";
   }
   try {
     app.parse(std::vector(args.rbegin(), args.rend()));  // CLI11 takes arguments from the back

@@ -35,6 +35,7 @@ constexpr Command commands[] = {
     {"tokenize", "turn text into the ids of a Hugging Face tokenizer, and back", tokenize_command},
     {"bench microgpt", "how fast microgpt trains", bench_microgpt_command},
     {"bench train", "how fast GPT-2 trains, beside oneDNN's matmul", bench_train_command},
+    {"bench decode", "how fast a model generates, beside the bandwidth of memory", bench_decode_command},
     {"bench scalar", "how fast recorded graphs run, beside a C interpreter", bench_scalar_command},
 };
 

@@ -8,6 +8,7 @@
 // A row has the same bits alone and among others.
 #pragma once
 
+#include <algorithm>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -41,6 +42,8 @@ class Generator {
   void prefill(std::span<const std::span<const int32_t>> tokens);
   // One more token of each row; of those with -1 none.
   void step(std::span<const int32_t> ids);
+  // Begins anew, without tokens.
+  void forget() { std::ranges::fill(lengths_, 0); }
   // (V) after a row's last token.
   std::span<const float> logits(int64_t row) const;
 

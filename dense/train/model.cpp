@@ -25,7 +25,7 @@ struct Model::Recorded {
 
 namespace {
 
-constexpr const char* type_names[] = {"F32", "F64", "BF16", "F16", "I32", "U8", "U8"};  // in safetensors
+constexpr const char* type_names[] = {"F32", "F64", "BF16", "F16", "I32", "U8", "U8"};         // in safetensors
 constexpr const char* torch_names[] = {"float32", "float64", "bfloat16", "float16", "int32"};  // in config.json
 constexpr size_t most_shapes = 32;  // whose plans are kept for training
 

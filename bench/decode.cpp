@@ -1,0 +1,107 @@
+// dense bench decode: tokens a second of generation, beside the rate at which this machine reads memory.
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+
+#include "bench/ceiling.h"
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/pages.h"
+#include "dense/io/hub.h"
+#include "dense/train/generate.h"
+
+namespace dense::cli {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+struct Config {
+  std::string dtype = "as-stored";
+  int tokens = 64, prompt = 16, rows = 1, prefill = 512, rounds = 3, threads = 0, profile = 1;
+
+  void fields(auto&& f) {
+    f("dtype", dtype, "weights as-stored, or f32, bf16, int8, int4");
+    f("tokens", tokens, "decoded in a round", 1);
+    f("prompt", prompt, "tokens before them", 1);
+    f("rows", rows, "texts at once", 1);
+    f("prefill", prefill, "tokens of the prompt that is timed by itself; 0: none", 0);
+    f("rounds", rounds, "the best one counts, beside the bandwidth around it", 1);
+    f("threads", threads, "0: as many as the machine has", 0);
+    f("profile", profile, "0: no times of kernels, 1: of each kind, 2: of each", 0);
+  }
+};
+
+}  // namespace
+
+int bench_decode_command(const Call& call) {
+  Config config;
+  std::string model_name;
+  if (!parse_flags(config, call,
+                   "Times generation: bytes of weights a token times tokens a second, as a share of what memory gives.",
+                   call.program + " gpt2/ --dtype int4", {{"MODEL", &model_name}}))
+    return 0;
+  const std::optional<Dtype> type = weight_type(config.dtype);
+  auto start = Clock::now();
+  const std::filesystem::path folder = find_model(model_name);
+  Model model(page_of(model_type(folder)), folder, config.threads);
+  if (type) model.convert(*type);
+  const double loaded = seconds_since(start);
+  std::mt19937 random(1);
+  const auto tokens = [&](int n) {
+    std::vector<int32_t> ids(static_cast<size_t>(n));
+    for (int32_t& id : ids) id = int32_t(random() % unsigned(model.vocabulary()));
+    return ids;
+  };
+  const std::vector<int32_t> prompt = tokens(config.prompt), all = tokens(config.rows);
+  const int64_t capacity = std::max(config.prompt + (config.rounds + 2) * config.tokens, config.prefill);
+  if (model.context() && capacity > model.context())
+    fail("expected at most the model's ", model.context(), " tokens, got ", capacity);
+  Generator generator(model, config.rows, capacity);
+  generator.prefill(std::vector<std::span<const int32_t>>(size_t(config.rows), prompt));
+  const double first = seconds_since(start);
+  const double bytes = double(model.weight_bytes());
+  fmt::print("{}, {} parameters, weights {}: {:.1f} MB a token; loaded in {:.2f} s, first token after {:.2f} s\n",
+             model.page().model_type, model.parameters().count(), config.dtype, bytes * 1e-6, loaded, first);
+  for (int i = 0; i < config.tokens; ++i) generator.step(all);
+
+  double best_share = 0, best_rate = 0, best_bandwidth = 0;
+  for (int round = 0; round < config.rounds; ++round) {
+    const double before = read_bandwidth(*model.threads());
+    start = Clock::now();
+    for (int i = 0; i < config.tokens; ++i) generator.step(all);
+    const double rate = config.tokens / seconds_since(start);
+    const double bandwidth = std::max(before, read_bandwidth(*model.threads()));
+    fmt::print("  {:.1f} tok/s{}, {:.1f} GB/s of weights; memory gives {:.1f} GB/s: {:.1f} %\n", rate * config.rows,
+               config.rows > 1 ? fmt::format(" ({} rows)", config.rows) : "", bytes * rate * 1e-9, bandwidth * 1e-9,
+               100 * bytes * rate / bandwidth);
+    if (bytes * rate / bandwidth > best_share)
+      best_share = bytes * rate / bandwidth, best_rate = rate, best_bandwidth = bandwidth;
+  }
+  fmt::print("decode: {:.1f} tok/s, {:.1f} % of {:.1f} GB/s\n", best_rate * config.rows, 100 * best_share,
+             best_bandwidth * 1e-9);
+  if (config.profile > 0) {
+    generator.decode_plan().profile(true);
+    for (int i = 0; i < config.tokens; ++i) generator.step(all);
+    fmt::print("{}", config.profile > 1 ? generator.decode_plan().summary() : generator.decode_plan().totals());
+  }
+  if (config.prefill > 0) {
+    const std::vector<int32_t> text = tokens(config.prefill);
+    const std::span<const int32_t> row(text);
+    Generator one(model, 1, config.prefill);
+    one.prefill({&row, 1});  // records and plans
+    double fastest = 1e9;
+    for (int round = 0; round < config.rounds; ++round) {
+      one.forget();
+      start = Clock::now();
+      one.prefill({&row, 1});
+      fastest = std::min(fastest, seconds_since(start));
+    }
+    fmt::print("prefill: {:.0f} tok/s ({} tokens in {:.3f} s)\n", config.prefill / fastest, config.prefill, fastest);
+  }
+  return 0;
+}
+
+}  // namespace dense::cli
