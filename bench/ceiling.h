@@ -1,10 +1,16 @@
 // What the machine can do at most, measured beside what we reach.
 #pragma once
 
+#include "dense/tensor/threads.h"
+
 namespace dense::cli {
 
 // The best rate that oneDNN shows for products of GPT-2's sizes, each thread on one of its own, in FLOP/s.
 double matmul_rate(bool bf16, int threads);
+
+// The rate at which all threads together read memory from end to end, in bytes/s: the best of several short passes over
+// 1 GiB of ordinary pages, which it holds while it runs. It changes from minute to minute: measure before and after.
+double read_bandwidth(Threads& threads);
 
 // The most memory that this process has had so far, in bytes.
 double peak_memory();

@@ -31,7 +31,7 @@ constexpr int64_t in_second_cache = 512 << 10;  // bytes of W that stay there wh
 // Asks memory for the line of W that is due some time from now: first into the second cache, which has more requests under
 // way than the first, then into the first.
 template <class T>
-inline void prefetch(const T* w) {
+[[gnu::always_inline]] inline void prefetch(const T* w) {
   const auto* const p = reinterpret_cast<const std::byte*>(w);
   __builtin_prefetch(p + 6144, 0, 2);
   __builtin_prefetch(p + 2048, 0, 3);
@@ -122,7 +122,8 @@ HWY_INLINE float folded(const V (&v)[count]) {
 
 constexpr int lanes = 32;  // sums side by side
 constexpr int sums = lanes / N;
-constexpr int dot_tile = HWY_TARGET == HWY_AVX3 ? 8 : HWY_TARGET == HWY_AVX2 ? 3 : 1;  // rows of x
+// Rows of x. Not more: they are read from the first cache again and again.
+constexpr int dot_tile = HWY_TARGET == HWY_AVX3 ? 4 : HWY_TARGET == HWY_AVX2 ? 3 : 1;
 
 // One row of W and M of x. rest: the last k % 32 values of those of x, then zeros.
 template <class T, int M>
@@ -153,6 +154,14 @@ HWY_INLINE void dot(const T* w, const float* x, int64_t x_row, const float (*res
   });
 }
 
+template <class T, int M>
+HWY_FLATTEN void dots_of_rows(const MatvecBlock& b, int64_t first, int64_t last, int64_t i,
+                              const float (*rest)[lanes]) {
+  for (int64_t j = first; j < last; ++j)
+    dot<T, M>(static_cast<const T*>(b.w) + j * b.w_row, b.x + i * b.x_row, b.x_row, rest, b.k, b.y + i * b.y_row + j,
+              b.y_row, b.bias ? b.bias + j : nullptr);
+}
+
 template <class T>
 void dots(const MatvecBlock& b) {
   const int64_t row_bytes = std::max<int64_t>(b.k * int64_t(sizeof(T)), 1);
@@ -164,11 +173,7 @@ void dots(const MatvecBlock& b) {
       const int64_t m = std::min<int64_t>(dot_tile, b.m - i), whole = b.k / lanes * lanes;
       float rest[dot_tile][lanes] = {};
       for (int64_t r = 0; r < m; ++r) std::copy(x + r * b.x_row + whole, x + r * b.x_row + b.k, rest[r]);
-      with_constant<dot_tile>(m, [&](auto rows) HWY_ATTR {
-        for (int64_t j = first; j < last; ++j)
-          dot<T, rows>(static_cast<const T*>(b.w) + j * b.w_row, x, b.x_row, rest, b.k, b.y + i * b.y_row + j, b.y_row,
-                       b.bias ? b.bias + j : nullptr);
-      });
+      with_constant<dot_tile>(m, [&](auto rows) { dots_of_rows<T, rows>(b, first, last, i, rest); });
     }
   }
 }
@@ -181,14 +186,14 @@ void by_row(const MatvecBlock& b) {
 
 // ---- (k, n): rows of W times values of x, added up.
 
-constexpr int column_tile = HWY_TARGET == HWY_AVX3 ? 4 : 2;  // rows of x
-constexpr int row_step = 4;                                  // rows of W at a time
+constexpr int column_tile = HWY_TARGET == HWY_AVX3 ? 8 : 2;  // rows of x
+constexpr int row_step(int m) { return m > 4 ? 2 : 4; }      // rows of W at a time: with m values of x for each
 constexpr int64_t sums_size = 4096;                          // floats that wait in the first cache
 
-// Adds R rows of W, times R values each of M rows of x, to sums; the first time, to zero. After them come `more` rows.
+// Adds R rows of W, times R values each of M rows of x, to sums. After them come `more` rows.
 template <class T, int M, int R>
-HWY_INLINE void add_rows(const T* w, int64_t w_row, int64_t more, const float* x, int64_t x_row, bool zero, int64_t n,
-                         float* sum, int64_t sum_row) {
+HWY_INLINE void add_rows(const T* w, int64_t w_row, int64_t more, const float* x, int64_t x_row, int64_t n, float* sum,
+                         int64_t sum_row) {
   V v[M][R];
   unrolled<M>([&](auto i) HWY_ATTR {
     unrolled<R>([&](auto r) HWY_ATTR { v[i][r] = hn::Set(d, x[int64_t(i) * x_row + int64_t(r)]); });
@@ -198,7 +203,7 @@ HWY_INLINE void add_rows(const T* w, int64_t w_row, int64_t more, const float* x
     unrolled<R>([&](auto r) HWY_ATTR { row[r] = loaded(w + int64_t(r) * w_row + j); });
     unrolled<M>([&](auto i) HWY_ATTR {
       float* const to = sum + int64_t(i) * sum_row + j;
-      V s = zero ? hn::Zero(d) : hn::Load(d, to);
+      V s = hn::Load(d, to);
       unrolled<R>([&](auto r) HWY_ATTR { s = hn::MulAdd(v[i][r], row[r], s); });
       hn::Store(s, d, to);
     });
@@ -207,36 +212,40 @@ HWY_INLINE void add_rows(const T* w, int64_t w_row, int64_t more, const float* x
   const int64_t far = more >= 2 * R ? 2 * R : 0, near = more >= R ? R : 0;
   int64_t j = 0;
   for (; j + line <= n; j += line) {
-    unrolled<R>([&](auto r) HWY_ATTR {
-      __builtin_prefetch(w + (far + int64_t(r)) * w_row + j, 0, 2);
-      __builtin_prefetch(w + (near + int64_t(r)) * w_row + j, 0, 3);
-    });
+    for (int64_t r = 0; r < R;
+         ++r) {  // a loop: g++ takes a lambda that does no more than this for one that does nothing
+      __builtin_prefetch(w + (far + r) * w_row + j, 0, 2);
+      __builtin_prefetch(w + (near + r) * w_row + j, 0, 3);
+    }
     unrolled<line / N>([&](auto u) HWY_ATTR { add(j + u * N, [](const T* p) HWY_ATTR { return load(p); }); });
   }
   for (; j < n; j += N) add(j, [&](const T* p) HWY_ATTR { return load_some(p, n - j); });
 }
 
 template <class T, int M>
-HWY_INLINE void columns(const MatvecBlock& b, const float* x, float* y, float* sum) {
-  // A page of each row at a time, unless the sums of several rows of x need the room.
-  const int64_t width = M == 1 ? sums_size / int64_t(sizeof(T)) : sums_size / column_tile;
+HWY_FLATTEN void columns(const MatvecBlock& b, const float* x, float* y, float* sum) {
+  // A page of each row at a time, unless the sums of several rows of x need the room; all pieces nearly equal.
+  const int64_t most = M == 1 ? sums_size / int64_t(sizeof(T)) : sums_size / column_tile, n_all = b.last - b.first;
+  const int64_t pieces = std::max<int64_t>((n_all + most - 1) / most, 1);
+  const int64_t width = ((n_all + pieces - 1) / pieces + 31) / 32 * 32;
   for (int64_t first = b.first; first < b.last; first += width) {
     const int64_t n = std::min(width, b.last - first);
     for (int64_t k0 = 0; k0 == 0 || k0 < b.k; k0 += k_block) {  // once where there is nothing to sum
       const int64_t end = std::min(b.k, k0 + k_block);
       int64_t k = k0;
+      std::fill_n(sum, M * width, 0.0f);
       const auto add = [&](auto r) HWY_ATTR {
         for (; k + r <= end; k += r)
-          add_rows<T, M, r>(static_cast<const T*>(b.w) + k * b.w_row + first, b.w_row, b.k - k - r, x + k, b.x_row,
-                            k == k0, n, sum, width);
+          add_rows<T, M, r>(static_cast<const T*>(b.w) + k * b.w_row + first, b.w_row, b.k - k - r, x + k, b.x_row, n,
+                            sum, width);
       };
-      add(std::integral_constant<int, row_step>());
+      add(std::integral_constant<int, row_step(M)>());
       add(std::integral_constant<int, 1>());
       const bool finish = end == b.k && b.bias;
       for (int64_t r = 0; r < M; ++r)
         for (int64_t j = 0; j < n; j += N) {
           float* const to = y + r * b.y_row + first + j;
-          V v = b.k > 0 ? hn::Load(d, sum + r * width + j) : hn::Zero(d);
+          V v = hn::Load(d, sum + r * width + j);
           if (k0 > 0) v = hn::Add(load_some(to, n - j), v);
           if (finish) v = hn::Add(v, load_some(b.bias + first + j, n - j));
           store_some(v, to, n - j);
@@ -404,18 +413,23 @@ HWY_INLINE void strip(const std::byte* w, const QuantisedX* x, int64_t blocks, f
   });
 }
 
+template <bool q4, int M>
+HWY_FLATTEN void strips_of_rows(const MatvecBlock& b, int64_t first, int64_t last, int64_t i) {
+  const int64_t blocks = (b.k + quantised_block - 1) / quantised_block, bytes = strip_bytes(b.type, b.k);
+  for (int64_t j = first; j < last; j += strip_rows)
+    strip<q4, M>(static_cast<const std::byte*>(b.w) + j / strip_rows * bytes, b.quantised_x + i * blocks, blocks,
+                 b.y + i * b.y_row + j, b.y_row, b.bias ? b.bias + j : nullptr, b.last - j);
+}
+
 template <bool q4>
 void strips(const MatvecBlock& b) {
-  const int64_t blocks = (b.k + quantised_block - 1) / quantised_block,
-                bytes = std::max<int64_t>(strip_bytes(b.type, b.k), 1);
+  const int64_t bytes = std::max<int64_t>(strip_bytes(b.type, b.k), 1);
   const int64_t step =
       b.m <= quantised_tile ? b.last - b.first : std::max<int64_t>(in_second_cache / bytes, 1) * strip_rows;
   for (int64_t first = b.first; first < b.last; first += step)
     for (int64_t i = 0; i < b.m; i += quantised_tile)
-      with_constant<quantised_tile>(std::min<int64_t>(quantised_tile, b.m - i), [&](auto rows) HWY_ATTR {
-        for (int64_t j = first; j < std::min(b.last, first + step); j += strip_rows)
-          strip<q4, rows>(static_cast<const std::byte*>(b.w) + j / strip_rows * bytes, b.quantised_x + i * blocks,
-                          blocks, b.y + i * b.y_row + j, b.y_row, b.bias ? b.bias + j : nullptr, b.last - j);
+      with_constant<quantised_tile>(std::min<int64_t>(quantised_tile, b.m - i), [&](auto rows) {
+        strips_of_rows<q4, rows>(b, first, std::min(b.last, first + step), i);
       });
 }
 
