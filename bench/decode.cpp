@@ -20,7 +20,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 struct Config {
   std::string dtype = "as-stored";
-  int tokens = 64, prompt = 16, rows = 1, prefill = 512, rounds = 3, threads = 0, profile = 1;
+  int tokens = 128, prompt = 1, rows = 1, prefill = 512, rounds = 3, threads = 0, profile = 1;
 
   void fields(auto&& f) {
     f("dtype", dtype, "weights as-stored, or f32, bf16, int8, int4");
@@ -56,7 +56,7 @@ int bench_decode_command(const Call& call) {
     return ids;
   };
   const std::vector<int32_t> prompt = tokens(config.prompt), all = tokens(config.rows);
-  const int64_t capacity = std::max(config.prompt + (config.rounds + 2) * config.tokens, config.prefill);
+  const int64_t capacity = std::max(config.prompt + config.tokens, config.prefill);
   if (model.context() && capacity > model.context())
     fail("expected at most the model's ", model.context(), " tokens, got ", capacity);
   Generator generator(model, config.rows, capacity);
@@ -65,14 +65,19 @@ int bench_decode_command(const Call& call) {
   const double bytes = double(model.weight_bytes());
   fmt::print("{}, {} parameters, weights {}: {:.1f} MB a token; loaded in {:.2f} s, first token after {:.2f} s\n",
              model.page().model_type, model.parameters().count(), config.dtype, bytes * 1e-6, loaded, first);
-  for (int i = 0; i < config.tokens; ++i) generator.step(all);
+  const auto decode = [&] {  // from the prompt on, so that every round has as many tokens to attend to
+    generator.forget();
+    generator.prefill(std::vector<std::span<const int32_t>>(size_t(config.rows), prompt));
+    start = Clock::now();
+    for (int i = 0; i < config.tokens; ++i) generator.step(all);
+    return config.tokens / seconds_since(start);
+  };
+  decode();
 
   double best_share = 0, best_rate = 0, best_bandwidth = 0;
   for (int round = 0; round < config.rounds; ++round) {
     const double before = read_bandwidth(*model.threads());
-    start = Clock::now();
-    for (int i = 0; i < config.tokens; ++i) generator.step(all);
-    const double rate = config.tokens / seconds_since(start);
+    const double rate = decode();
     const double bandwidth = std::max(before, read_bandwidth(*model.threads()));
     fmt::print("  {:.1f} tok/s{}, {:.1f} GB/s of weights; memory gives {:.1f} GB/s: {:.1f} %\n", rate * config.rows,
                config.rows > 1 ? fmt::format(" ({} rows)", config.rows) : "", bytes * rate * 1e-9, bandwidth * 1e-9,
@@ -84,7 +89,7 @@ int bench_decode_command(const Call& call) {
              best_bandwidth * 1e-9);
   if (config.profile > 0) {
     generator.decode_plan().profile(true);
-    for (int i = 0; i < config.tokens; ++i) generator.step(all);
+    decode();
     fmt::print("{}", config.profile > 1 ? generator.decode_plan().summary() : generator.decode_plan().totals());
   }
   if (config.prefill > 0) {

@@ -11,7 +11,7 @@
 #include "cli/progress.h"
 #include "dense/io/files.h"
 #include "dense/io/hub.h"
-#include "dense/io/tokenizer.h"
+#include "dense/train/generate.h"
 
 namespace dense::cli {
 namespace {
@@ -53,9 +53,7 @@ int eval_command(const Call& call) {
   if (ids.size() < 2) fail(config.data, ": expected two tokens or more, got ", ids.size());
   Model model(page_of(model_type(folder)), folder, config.threads, [](const std::string& line) { say("{}\n", line); });
   if (!model.page().causal) fail(folder.string(), ": expected a causal model, got ", model.page().model_type);
-  if (tokenizer.size() > model.vocabulary())
-    fail(folder.string(), ": expected a tokenizer of at most the model's ", model.vocabulary(), " tokens, got ",
-         tokenizer.size());
+  check_vocabulary(tokenizer, model);
   if (type) model.convert(*type);
   int64_t time = config.context ? config.context : 1024;
   if (model.context() && config.context > model.context())

@@ -28,9 +28,8 @@ struct Config {
   std::string prompt, prompts, dtype = "as-stored";
   std::vector<int> ids;
   int64_t tokens = 128, seed = 0;
-  bool greedy = false, ignore_eos = false, json = false;
-  std::optional<double> temperature, top_p, min_p, repetition_penalty;
-  std::optional<int> top_k;
+  bool ignore_eos = false, json = false;
+  SamplingChanges changes;
   int threads = 0;
 
   void fields(auto&& f) {
@@ -38,12 +37,14 @@ struct Config {
     f("prompts", prompts, "file with a prompt in each line, all continued at once");
     f("ids", ids, "prompt as token ids");
     f("tokens", tokens, "new tokens, at most", 0);
-    f("greedy", greedy, "take the likeliest token each time");
-    f("temperature", temperature, "logits are divided by it; smaller is safer, larger is stranger", 0);
-    f("top_k", top_k, "choose among the k likeliest tokens", 1);
-    f("top_p", top_p, "among the fewest that have this probability together", 0);
-    f("min_p", min_p, "among those that have this share of the likeliest one's probability", 0);
-    f("repetition_penalty", repetition_penalty, "how much less likely tokens become that were there; 1: no less", 0);
+    f("greedy", changes.greedy, "take the likeliest token each time");
+    f("temperature", changes.temperature,
+      "logits are divided by it; smaller is safer, larger is stranger; 0: the likeliest token");
+    f("top_k", changes.top_k, "choose among the k likeliest tokens; 0: all");
+    f("top_p", changes.top_p, "among the fewest that have this probability together");
+    f("min_p", changes.min_p, "among those that have this share of the likeliest one's probability");
+    f("repetition_penalty", changes.repetition_penalty,
+      "how much less likely tokens become that were there; 1: no less");
     f("seed", seed, "of the choices", INT64_MIN);
     f("ignore-eos", ignore_eos, "go on after tokens that end a text");
     f("json", json, "print ids, text and timings of each prompt as a line of JSON");
@@ -67,15 +68,6 @@ double seconds(std::chrono::steady_clock::time_point since) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
 }
 
-// What new tokens add to a prompt's text.
-std::string continuation(const Tokenizer& tokenizer, std::span<const int32_t> prompt, std::span<const int32_t> ids) {
-  TextStream stream(tokenizer, true);
-  for (int32_t id : prompt) stream.push(id);
-  std::string text;
-  for (int32_t id : ids) text += stream.push(id);
-  return text + stream.finish();
-}
-
 void write(std::string_view text) {
   std::fwrite(text.data(), 1, text.size(), stdout);
   std::fflush(stdout);
@@ -97,22 +89,10 @@ int generate_command(const Call& call) {
   const int given = !config.prompt.empty() + !config.prompts.empty() + !config.ids.empty();
   if (given > 1) fail("expected one of --prompt, --prompts and --ids, got ", given);
   const std::optional<Dtype> type = weight_type(config.dtype);
-  if (config.top_p && *config.top_p > 1) fail("--top_p: expected at most 1, got ", *config.top_p);
-  if (config.min_p && *config.min_p > 1) fail("--min_p: expected at most 1, got ", *config.min_p);
-
   const std::filesystem::path folder = find_model(model_name);
   Generation generation = read_generation(folder);
-  Sampling& sampling = generation.sampling;
-  const bool samples = config.temperature || config.top_k || config.top_p || config.min_p;
-  if (config.greedy && samples) fail("--greedy: expected no --temperature, --top_k, --top_p or --min_p beside it");
-  if (samples && sampling.temperature == 0) sampling.temperature = 1;
-  if (config.temperature) sampling.temperature = *config.temperature;
-  if (config.top_k) sampling.top_k = *config.top_k;
-  if (config.top_p) sampling.top_p = *config.top_p;
-  if (config.min_p) sampling.min_p = *config.min_p;
-  if (config.repetition_penalty) sampling.repetition_penalty = *config.repetition_penalty;
-  if (config.greedy) sampling.temperature = 0;
-  sampling.seed = uint64_t(config.seed);
+  generation.sampling = changed(generation.sampling, config.changes, "--");
+  generation.sampling.seed = uint64_t(config.seed);
   generation.tokens = config.tokens;
   if (config.ignore_eos) generation.stops.clear();
 
@@ -140,9 +120,7 @@ int generate_command(const Call& call) {
   Model model(page_of(model_type(folder)), folder, config.threads, [](const std::string& line) { say("{}\n", line); });
   if (!model.page().causal)
     fail(folder.string(), ": expected a model that continues texts, got ", model.page().model_type);
-  if (tokenizer && tokenizer->size() > model.vocabulary())
-    fail(folder.string(), ": expected a tokenizer of at most the model's ", model.vocabulary(), " tokens, got ",
-         tokenizer->size());
+  if (tokenizer) check_vocabulary(*tokenizer, model);
   if (type) model.convert(*type);
   const double load_seconds = seconds(begin);
 

@@ -7,6 +7,8 @@
 
 #include "dense/io/config.h"
 #include "dense/io/documents.h"
+#include "dense/io/hub.h"
+#include "dense/io/tokenizer.h"
 #include "dense/scalar/error.h"
 #include "dense/scalar/program.h"
 #include "dense/scalar/tape.h"
@@ -15,3 +17,5 @@
 #include "dense/tensor/plan.h"
 #include "dense/tensor/tensor.h"
 #include "dense/tensor/weights.h"
+#include "dense/train/generate.h"
+#include "dense/train/model.h"

@@ -16,9 +16,10 @@
 #include <vector>
 
 #include "cli/pages.h"
+#include "dense/io/hub.h"
 #include "dense/io/json.h"
 #include "dense/io/safetensors.h"
-#include "dense/train/model.h"
+#include "dense/train/generate.h"
 
 namespace dense::python {
 
@@ -43,6 +44,7 @@ class Shared {
   }
   // What never changes.
   const Page& page() const { return model_.page(); }
+  std::filesystem::path folder = {};  // that it was loaded from
 
  private:
   Model model_;
@@ -193,13 +195,18 @@ void check_threads(const char* who, int threads) {
   if (threads < 0) fail(who, ": threads: expected 0 or more, got ", threads);
 }
 
-std::unique_ptr<Shared> load(const std::filesystem::path& path, int threads) {
+std::unique_ptr<Shared> load(const std::filesystem::path& name, int threads, const std::string& dtype) {
   check_threads("load", threads);
+  const std::optional<Dtype> type = weight_type(dtype);
   std::vector<std::string> warnings;
   auto model = [&] {
     const py::gil_scoped_release release;
     const Warn warn = [&](const std::string& line) { warnings.push_back(line); };
-    return std::make_unique<Shared>(cli::page_of(model_type(path)), path, threads, warn);
+    const std::filesystem::path path = find_model(name.string());
+    auto loaded = std::make_unique<Shared>(cli::page_of(model_type(path)), path, threads, warn);
+    loaded->folder = path;
+    if (type) loaded->use([&](Model& m) { m.convert(*type); });
+    return loaded;
   }();
   for (const std::string& line : warnings)
     if (PyErr_WarnEx(PyExc_UserWarning, line.c_str(), 1) != 0) throw py::error_already_set();  // made an error
@@ -268,6 +275,59 @@ float step(Shared& self, Object ids, Object labels, double lr, double beta1, dou
   return self.use([&](Model& m) { return m.step(batch.inputs, training); });
 }
 
+// Continues a prompt, or several: texts, or token ids.
+py::object generate_text(Shared& self, Object prompt, int64_t tokens, const SamplingChanges& changes, uint64_t seed,
+                         bool ignore_eos, Object on_text) {
+  const bool one_text = py::isinstance<py::str>(prompt);
+  const bool some_texts =
+      py::isinstance<py::list>(prompt) && py::len(prompt) > 0 && py::isinstance<py::str>(prompt.cast<py::list>()[0]);
+  std::vector<std::string> texts;
+  if (one_text) texts = {prompt.cast<std::string>()};
+  if (some_texts) texts = prompt.cast<std::vector<std::string>>();
+  if (self.folder.empty() && !texts.empty())
+    fail("generate: expected token ids: only a model that was loaded has a tokenizer");
+  if (!on_text.is_none() && !one_text) fail("generate: on_text: expected one text as prompt");
+  std::vector<std::vector<int32_t>> prompts;
+  if (texts.empty()) {
+    const Ints ids = integers("generate: prompt", prompt);
+    if (ids.ndim() != 1) fail("generate: prompt: expected a text, texts or ids (T), got ids ", to_string(shape(ids)));
+    prompts.emplace_back(ids.data(), ids.data() + ids.size());
+  }
+  std::optional<Tokenizer> tokenizer;
+  std::optional<TextStream> stream;
+  const auto tell = [&](const std::string& text) {
+    if (!text.empty()) on_text(text);
+  };
+  const Generated out = self.use([&](Model& m) {
+    if (!m.page().causal) fail("generate: expected a model that continues texts, got ", m.page().model_type);
+    Generation generation;
+    if (!self.folder.empty()) generation = read_generation(self.folder);
+    generation.tokens = tokens;
+    generation.sampling = changed(generation.sampling, changes);
+    generation.sampling.seed = seed;
+    if (ignore_eos) generation.stops.clear();
+    if (!texts.empty()) {
+      tokenizer.emplace(self.folder);
+      check_vocabulary(*tokenizer, m);
+      for (const std::string& text : texts) prompts.push_back(tokenizer->encode(text, true));
+      stream.emplace(*tokenizer, true);
+      for (int32_t id : prompts[0]) stream->push(id);
+    }
+    return generate(m, prompts, generation, [&](int64_t, int32_t id) {
+      const py::gil_scoped_acquire acquire;
+      if (!on_text.is_none()) tell(stream->push(id));
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
+      return true;
+    });
+  });
+  if (!on_text.is_none()) tell(stream->finish());
+  if (texts.empty()) return py::cast(out.ids[0]);
+  py::list results;
+  for (size_t row = 0; row < prompts.size(); ++row)
+    results.append(continuation(*tokenizer, prompts[row], out.ids[row]));
+  return one_text ? py::object(results[0]) : results;
+}
+
 // A parameter as it is now.
 struct Taken {
   std::string name;
@@ -282,6 +342,8 @@ std::vector<Taken> take(Shared& self, bool values) {
     std::vector<Taken> all;
     for (const Parameter* p : m.parameters().declared()) {
       Taken& taken = all.emplace_back(Taken{p->name, p->dtype, p->shape, p->memory});
+      if (values && is_quantised(p->dtype))
+        fail("parameters: ", p->name, ": expected weights that are not quantised, got ", name(p->dtype));
       if (values && p->dtype != Dtype::f32)
         taken.wide = to_f32({p->name, p->dtype == Dtype::bf16 ? "BF16" : "F16", p->shape, p->bytes(), nullptr, {}});
     }
@@ -362,7 +424,9 @@ meanwhile. Raises Error for what does not fit, TypeError for tokens that are not
 
 constexpr char load_doc[] = R"(
 The Model in a folder as Hugging Face has it: config.json and model.safetensors or its shards. Fields of config.json
-that are unknown here are named in a warning. threads: at most so many; 0: as many as the machine has.
+that are unknown here are named in a warning. path may also be a name in the local Hugging Face cache, such as "gpt2".
+threads: at most so many; 0: as many as the machine has. dtype: what the weights of matrix products are converted to:
+'f32', 'bf16', 'int8' or 'int4'; the last two are for generation, logits and loss alone.
 
 Raises Error for a model_type that is not supported and for weights that do not fit.)";
 
@@ -372,6 +436,14 @@ config.json: dense.init("gpt2", n_layer=2). What is not given is as in the small
 Model shows them all, and dense.init(**m.config) makes another one like m.
 
 Raises Error for a field that does not exist or a value that does not fit.)";
+
+constexpr char generate_doc[] = R"(
+Continues a prompt: a text, of which the new part is returned; a list of texts, all at once; or token ids, which gives
+ids. Tokens are chosen as the model's generation_config.json says, unless arguments say otherwise; temperature=0 or
+greedy=True takes the likeliest each time. A text ends after `tokens` new ones, or after a token that ends texts.
+
+seed     of the choices: same arguments, same text
+on_text  called with each piece of text as it comes)";
 
 constexpr char step_doc[] = R"(
 One step of AdamW on a batch; returns the loss before it. As in GPT-2, parameters with one axis are not decayed.
@@ -406,6 +478,17 @@ void add_model(py::module_& m) {
       .def("step", step, "ids"_a, "labels"_a, "lr"_a = Model::Training().lr, "beta1"_a = o.beta1, "beta2"_a = o.beta2,
            "eps"_a = o.eps, "weight_decay"_a = o.weight_decay, "lengths"_a = py::none(), "dtype"_a = "f32",
            "dropout"_a = false, step_doc)
+      .def(
+          "generate",
+          [](Shared& self, Object prompt, int64_t tokens, std::optional<double> temperature, std::optional<int> top_k,
+             std::optional<double> top_p, std::optional<double> min_p, std::optional<double> repetition_penalty,
+             bool greedy, uint64_t seed, bool ignore_eos, Object on_text) {
+            const SamplingChanges changes{temperature, top_p, min_p, repetition_penalty, top_k, greedy};
+            return generate_text(self, prompt, tokens, changes, seed, ignore_eos, on_text);
+          },
+          "prompt"_a, "tokens"_a = 128, py::kw_only(), "temperature"_a = py::none(), "top_k"_a = py::none(),
+          "top_p"_a = py::none(), "min_p"_a = py::none(), "repetition_penalty"_a = py::none(), "greedy"_a = false,
+          "seed"_a = 0, "ignore_eos"_a = false, "on_text"_a = py::none(), generate_doc)
       .def("parameters", parameters, parameters_doc)
       .def("save", save, "path"_a, "dtype"_a = py::none(), save_doc)
       .def("summary", summary, "One line for each parameter, and how many numbers they are; print(m) shows it, too.")
@@ -414,7 +497,7 @@ void add_model(py::module_& m) {
       .def_property_readonly("num_parameters", num_parameters, "how many numbers the parameters are")
       .def("__str__", summary)
       .def("__repr__", repr);
-  m.def("load", load, "path"_a, "threads"_a = 0, load_doc);
+  m.def("load", load, "path"_a, "threads"_a = 0, "dtype"_a = "as-stored", load_doc);
   m.def("init", init, "model_type"_a, "seed"_a = 0, "threads"_a = 0, init_doc);
 }
 

@@ -14,6 +14,7 @@ run(${CMAKE_COMMAND} --install ${BUILD} --component library --prefix ${WORK}/ins
 # nothing of the repository or of the place it was installed to first may be needed
 file(RENAME ${WORK}/installed ${WORK}/prefix)
 file(COPY ${SOURCE}/tests/consumer DESTINATION ${WORK})
+file(COPY ${SOURCE}/examples/generate.cpp DESTINATION ${WORK}/consumer)
 run(${CMAKE_COMMAND} -S ${WORK}/consumer -B ${WORK}/build -G Ninja -DCMAKE_PREFIX_PATH=${WORK}/prefix
   -DCMAKE_CXX_COMPILER=${CXX} "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Wpedantic -Werror")
 run(${CMAKE_COMMAND} --build ${WORK}/build)
@@ -22,5 +23,11 @@ run(${DENSE} init --model llama --vocab_size 7 --hidden_size 8 --intermediate_si
 run(${WORK}/build/consumer ${WORK}/model)
 if(NOT out MATCHES "^21 logits, the last one -?0\\.[0-9]+\n$")
   message(FATAL_ERROR "consumer: expected \"21 logits, the last one ...\", got ${out}")
+endif()
+run(${DENSE} train --steps 1 --time 8 --model.n_layer 1 --model.n_embd 8 --out ${WORK}/names)
+run(${WORK}/build/generate ${WORK}/names Em)
+string(LENGTH "${out}" length)
+if(NOT out MATCHES "^Em" OR length LESS 4)
+  message(FATAL_ERROR "generate: expected Em and more, got ${out}")
 endif()
 file(REMOVE_RECURSE ${WORK})

@@ -240,6 +240,40 @@ Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, 
   return result;
 }
 
+Sampling changed(Sampling s, const SamplingChanges& c, const std::string& prefix) {
+  const auto check = [&](const char* name, const auto& value, bool fits, const char* expected) {
+    if (value && !fits) fail(prefix, name, ": expected ", expected, ", got ", *value);
+  };
+  check("temperature", c.temperature, c.temperature >= 0.0 && std::isfinite(*c.temperature), "0 or more");
+  check("top_k", c.top_k, c.top_k >= 0, "0 or more");
+  check("top_p", c.top_p, c.top_p > 0.0 && c.top_p <= 1.0, "more than 0, at most 1");
+  check("min_p", c.min_p, c.min_p >= 0.0 && c.min_p <= 1.0, "0 to 1");
+  check("repetition_penalty", c.repetition_penalty, c.repetition_penalty > 0.0 && std::isfinite(*c.repetition_penalty),
+        "more than 0");
+  const bool samples = c.temperature || c.top_k || c.top_p || c.min_p;
+  if (c.greedy && samples) fail(prefix, "greedy: expected no temperature, top_k, top_p or min_p beside it");
+  if (samples && s.temperature == 0) s.temperature = 1;
+  s.temperature = c.greedy ? 0 : c.temperature.value_or(s.temperature);
+  s.top_k = c.top_k.value_or(s.top_k);
+  s.top_p = c.top_p.value_or(s.top_p);
+  s.min_p = c.min_p.value_or(s.min_p);
+  s.repetition_penalty = c.repetition_penalty.value_or(s.repetition_penalty);
+  return s;
+}
+
+std::string continuation(const Tokenizer& tokenizer, std::span<const int32_t> prompt, std::span<const int32_t> ids) {
+  TextStream stream(tokenizer, true);
+  for (int32_t id : prompt) stream.push(id);
+  std::string text;
+  for (int32_t id : ids) text += stream.push(id);
+  return text + stream.finish();
+}
+
+void check_vocabulary(const Tokenizer& tokenizer, const Model& model) {
+  if (tokenizer.size() > model.vocabulary())
+    fail("tokenizer: expected at most the model's ", model.vocabulary(), " tokens, got ", tokenizer.size());
+}
+
 Generation read_generation(const std::filesystem::path& folder) {
   Generation result;
   std::filesystem::path file = folder / "generation_config.json";

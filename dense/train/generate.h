@@ -12,9 +12,11 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "dense/io/tokenizer.h"
 #include "dense/train/model.h"
 
 namespace dense {
@@ -80,7 +82,21 @@ struct Generated {
 Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, const Generation& generation,
                    const std::function<bool(int64_t row, int32_t id)>& on_token = {});
 
+// What a user asks for instead of what a model's files say. Without temperature, asking for top_k, top_p or min_p means 1.
+struct SamplingChanges {
+  std::optional<double> temperature = {}, top_p = {}, min_p = {}, repetition_penalty = {};
+  std::optional<int> top_k = {};
+  bool greedy = false;
+};
+// Throws Error for values that make no sense, which starts with `prefix` and the name of one.
+Sampling changed(Sampling sampling, const SamplingChanges& changes, const std::string& prefix = {});
+
 // What generation_config.json says, or where there is none config.json: how to choose tokens, and which ones end a text.
 Generation read_generation(const std::filesystem::path& folder);
+
+// The text that new tokens add to their prompt's.
+std::string continuation(const Tokenizer& tokenizer, std::span<const int32_t> prompt, std::span<const int32_t> ids);
+// Throws Error for a tokenizer with tokens that the model has not.
+void check_vocabulary(const Tokenizer& tokenizer, const Model& model);
 
 }  // namespace dense
