@@ -28,8 +28,8 @@ struct Half {  // f16
 
 constexpr int64_t in_second_cache = 512 << 10;  // bytes of W that stay there while tile after tile of x meets them
 
-// Asks memory for the line of W that is due some time from now: first into the second cache, which has more requests under
-// way than the first, then into the first.
+// Asks memory for the line of W that is due some time from now: first into the second cache, which has more requests
+// under way than the first, then into the first.
 template <class T>
 [[gnu::always_inline]] inline void prefetch(const T* w) {
   const auto* const p = reinterpret_cast<const std::byte*>(w);

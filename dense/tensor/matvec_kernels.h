@@ -5,9 +5,10 @@
 //           multiply-adds from zero. Then 16 sums i + (i + 16), then 8, 4, 2, and one. Last the bias.
 //   (k, n)  As in gemm.h, and so the same bits: blocks of k_block products, each one chain from zero; blocks added in
 //           order. Last the bias.
-//   q8, q4  Each group of 32 values of x is rounded to integers of -127 .. 127 times a scale, the largest size / 127 (all
-//           zeros where that is below 1e-35; NaN where it is not finite). A group's products are summed as integers, which is
-//           exact. y is one chain from zero over the groups, fma(sum, scale of w * scale of x, y). Last the bias.
+//   q8, q4  Each group of 32 values of x is rounded to integers of -127 .. 127 times a scale, the largest size / 127
+//           (all zeros where that size is below 1e-35; NaN where it is not finite). A group's products are summed as
+//           integers, which is exact. y is one chain from zero over the groups, fma(sum, scale of w * scale of x, y).
+//           Last the bias.
 // bf16, f16 and the scales are widened, which is exact. So AVX2 and AVX-512 agree in every bit (portable code rounds
 // products), and no size, tile or thread enters.
 //
