@@ -1,7 +1,7 @@
 // Products of generation: a few rows times weights that are read from memory, as fast as memory gives them.
 //
-//   Matvec plan({.m = 1, .n = 2304, .k = 768, .weights = Dtype::bf16, .by_row = false, .row_stride = 2304}, best_isa(), 2);
-//   plan.run(x, 768, w, y, 2304, nullptr, scratch, threads);                               // y (1, 2304) = x w
+//   Matvec plan({.m = 1, .n = 2304, .k = 768, .by_row = false, .row_stride = 2304}, best_isa(), 2);
+//   plan.run(x, 768, w, y, 2304, nullptr, scratch, threads);                       // y (1, 2304) = x w
 //
 // The contract. Same bits for any number of threads; a row of y has the same bits alone (m = 1) and within any larger
 // m. matvec_kernels.h says which bits. Threads share out columns of y, and blocks of k where their sums are added apart

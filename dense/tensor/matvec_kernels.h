@@ -48,8 +48,8 @@ struct MatvecBlock {
 struct MatvecKernels {
   void (*by_row)(const MatvecBlock&);     // f32, bf16, f16 (n, k)
   void (*by_column)(const MatvecBlock&);  // f32, bf16, f16 (k, n)
-  // y = the sum of `count` parts (m, n) [+ bias], in order: of what by_column gives for k_block rows of W each, it makes
-  // what by_column gives for all.
+  // y = the sum of `count` parts (m, n) [+ bias], in order: of what by_column gives for k_block rows of W each, it
+  // makes what by_column gives for all.
   void (*add_parts)(const float* parts, int64_t count, int64_t m, int64_t n, float* y, int64_t y_row,
                     const float* bias);
   void (*quantised)(const MatvecBlock&);  // q8, q4
