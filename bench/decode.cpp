@@ -97,6 +97,9 @@ int bench_decode_command(const Call& call) {
     const std::span<const int32_t> row(text);
     Generator one(model, 1, config.prefill);
     one.prefill({&row, 1});  // records and plans
+    Plan& plan = one.prefill_plan(std::min(512, config.prefill));
+    plan.profile(config.profile > 0);
+    const double flops = plan.flops() / std::min(512, config.prefill) * config.prefill;
     double fastest = 1e9;
     for (int round = 0; round < config.rounds; ++round) {
       one.forget();
@@ -104,7 +107,14 @@ int bench_decode_command(const Call& call) {
       one.prefill({&row, 1});
       fastest = std::min(fastest, seconds_since(start));
     }
-    fmt::print("prefill: {:.0f} tok/s ({} tokens in {:.3f} s)\n", config.prefill / fastest, config.prefill, fastest);
+    const int threads = model.threads()->count();
+    const double f32 = matmul_rate(false, threads), bf16 = matmul_rate(true, threads);
+    fmt::print(
+        "prefill: {:.0f} tok/s ({} tokens in {:.3f} s), {:.0f} GFLOP/s; oneDNN's products {:.0f} in f32 and "
+        "{:.0f} in bf16: {:.1f} %\n",
+        config.prefill / fastest, config.prefill, fastest, flops / fastest * 1e-9, f32 * 1e-9, bf16 * 1e-9,
+        100 * flops / fastest / std::max(f32, bf16));
+    if (config.profile > 0) fmt::print("{}", config.profile > 1 ? plan.summary() : plan.totals());
   }
   return 0;
 }

@@ -53,7 +53,9 @@ struct Context {
   }
   // Of x (B, T, C) what the head is to see: all of it, or in generation each row's last token (B, 1, C).
   Tensor last(Tensor x) const {
-    return wanted ? reshape(gather(reshape(x, {-1, x.size(2)}), wanted), {-1, 1, x.size(2)}) : x;
+    if (!wanted) return x;
+    x.graph().streams_weights = true;  // for few rows
+    return reshape(gather(reshape(x, {-1, x.size(2)}), wanted), {-1, 1, x.size(2)});
   }
 
   int dropouts = 0, attentions = 0;

@@ -179,9 +179,8 @@ void Plan::Parts::plan_matmul(int32_t id) {
     const auto& operands = node(with_bias).operands;
     bias = layout_of(base(operands[0]) == id ? operands[1] : operands[0]);
   }
-  const bool streams = is_quantised(b_type) || (graph.streams_weights && rank == 2 && b.buffer != none &&
-                                                buffers[size_t(b.buffer)].outside && spec.type == Dtype::f32);
-  if (streams) return plan_matvec(id, result, a, b, c, bias, spec, b_type);
+  const uint64_t* const streams = std::get_if<uint64_t>(&x.detail);
+  if (streams && *streams) return plan_matvec(id, result, a, b, c, bias, spec, b_type);
   const auto kernel = std::make_shared<Matmul>(spec, isa, graph.threads().count());
   Kernel step;
   step.position = position[size_t(result)];
@@ -207,7 +206,8 @@ void Plan::Parts::plan_matmul(int32_t id) {
 // A product with weights that are read from memory as they lie there.
 void Plan::Parts::plan_matvec(int32_t id, int32_t result, const Layout& a, const Layout& b, const Layout& c,
                               const Layout& bias, const MatmulSpec& spec, Dtype type) {
-  const bool by_row = is_quantised(type) || (spec.b_row == 1 && spec.n > 1);  // the view that matmul has is the other way round
+  const bool by_row =
+      is_quantised(type) || (spec.b_row == 1 && spec.n > 1);  // the view that matmul has is the other way round
   const auto kernel = std::make_shared<Matvec>(MatvecSpec{.m = spec.m,
                                                           .n = spec.n,
                                                           .k = spec.k,

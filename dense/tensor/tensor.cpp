@@ -511,6 +511,7 @@ Tensor matmul(Tensor a, Tensor b) {
   const bool is_weight = b.rank() == 2 && graph.node(base_view(b).first).kind == Kind::input && type == Dtype::f32;
   const bool as_stored = b.dtype() == Dtype::bf16 || (graph.streams_weights && b.dtype() == Dtype::f16);
   if (b.dtype() != type && !is_quantised(b.dtype()) && !(is_weight && as_stored)) b = cast(b, type);
+  const bool streams = is_quantised(b.dtype()) || (is_weight && graph.streams_weights);
   Shape shape = a.shape();
   if (b.rank() == 2) a = reshape(a, {-1, a.size(-1)});  // all rows at once
   // each row, or each column, in one piece
@@ -519,15 +520,15 @@ Tensor matmul(Tensor a, Tensor b) {
     const int64_t row = strides[strides.size() - 2], column = strides.back(), rows = x->size(-2), columns = x->size(-1);
     const bool by_row = column == 1 || columns == 1, by_column = row == 1 || rows == 1;
     const bool repeated = (row == 0 && rows > 1) || (column == 0 && columns > 1);
-    const bool streams = x == &a && (graph.streams_weights || is_quantised(b.dtype()));  // and reads whole rows
-    if ((!by_row && (!by_column || streams)) || repeated) *x = cast(*x, type);
+    const bool whole_rows = x == &a && streams;
+    if ((!by_row && (!by_column || whole_rows)) || repeated) *x = cast(*x, type);
     *x = stored(*x);
   }
   const Dtype result = wide ? Dtype::f64 : Dtype::f32;
   const int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
   if (b.rank() == 2) {
     shape.back() = n;
-    return reshape(graph.append({Kind::matmul, result, {m, n}, {a.id(), b.id()}, {}}), shape);
+    return reshape(graph.append({Kind::matmul, result, {m, n}, {a.id(), b.id()}, uint64_t{streams}}), shape);
   }
   const Shape batch_a(a.shape().begin(), a.shape().end() - 2), batch_b(b.shape().begin(), b.shape().end() - 2);
   shape = broadcast(batch_a, batch_b, "matmul");

@@ -103,9 +103,10 @@ struct TensorNode {
   Dtype dtype;
   Shape shape;
   std::vector<int32_t> operands;
-  std::variant<std::monostate, View, Map, Place, AttentionOptions, Memory, uint64_t> detail;  // uint64_t: a seed
-  std::string name = {};                                                                      // of an input
-  int32_t region = -1;  // of a checkpoint: its values are computed again for the gradient
+  std::variant<std::monostate, View, Map, Place, AttentionOptions, Memory, uint64_t>
+      detail;             // uint64_t: a seed, or of a matmul whether it streams its weights
+  std::string name = {};  // of an input
+  int32_t region = -1;    // of a checkpoint: its values are computed again for the gradient
 };
 
 class Tensor {
@@ -176,7 +177,7 @@ class Graph {
 
   // The type that matmul computes in, for operands in f32: bf16 rounds them first and keeps sums in f32.
   Dtype matmul_type = Dtype::f32;
-  // For few rows: matmul reads the weights it multiplies by as they lie in memory, in one stream (see matvec.h).
+  // For few rows: matmuls recorded from now on read weights as they lie in memory, in one stream (see matvec.h).
   bool streams_weights = false;
   int32_t region = -1, regions = 0;  // see checkpoint
 

@@ -123,6 +123,7 @@ Generator::Recorded& Generator::recorded(int64_t time, bool decodes) {
 }
 
 Plan& Generator::decode_plan() { return *recorded(1, true).plan; }
+Plan& Generator::prefill_plan(int64_t tokens) { return *recorded(tokens, false).plan; }
 
 void Generator::prefill(std::span<const std::span<const int32_t>> tokens) {
   if (int64_t(tokens.size()) != rows()) fail("prefill: expected tokens of ", rows(), " rows, got ", tokens.size());

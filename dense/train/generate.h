@@ -51,7 +51,9 @@ class Generator {
 
   int64_t rows() const { return cache_.batch; }
   int64_t capacity() const { return cache_.capacity; }
-  Plan& decode_plan();  // of step, for its profile
+  // Of step, and of prefill with blocks of so many tokens: for their profiles.
+  Plan& decode_plan();
+  Plan& prefill_plan(int64_t tokens);
 
  private:
   struct Recorded;
