@@ -68,11 +68,18 @@ std::string byte_tokenizer() {
 int train_command(const Call& call) {
   const auto begin = std::chrono::steady_clock::now();
   Config config;
-  // which page decides which flags there are
-  for (size_t i = 0; i < call.args.size(); ++i) {
-    if (call.args[i] == "--model_type" && i + 1 < call.args.size()) config.model_type = call.args[i + 1];
-    if (call.args[i].starts_with("--model_type=")) config.model_type = call.args[i].substr(13);
-  }
+  // which page decides which flags there are, and what --time is, how long its texts are
+  const auto given = [&](const std::string& flag) {
+    std::string value;
+    for (size_t i = 0; i < call.args.size(); ++i) {
+      if (call.args[i] == flag && i + 1 < call.args.size()) value = call.args[i + 1];
+      if (call.args[i].starts_with(flag + "=")) value = call.args[i].substr(flag.size() + 1);
+    }
+    return value;
+  };
+  config.model_type = given("--model_type");
+  int time = config.time;
+  if (const std::string asked = given("--time"); !asked.empty()) time = std::max(2, parse_number<int>("time", asked));
   Page page = page_of(config.model_type);
   for (ConfigField& field : page.fields)  // small enough to be tried at once
     if (auto* const value = std::get_if<int*>(&field.value)) {
@@ -81,7 +88,8 @@ int train_command(const Call& call) {
       if (field.name == "n_embd" || field.name == "hidden_size") **value = std::min(**value, 128);
       if (field.name == "intermediate_size") **value = std::min(**value, 352);
       if (field.name == "n_head" || field.name == "num_attention_heads") **value = std::min(**value, 4);
-      if (field.name == "block_size") **value = std::max(**value, config.time);
+      for (const char* longest : {"n_positions", "block_size", "max_position_embeddings"})
+        if (field.name == longest) **value = time;  // what is not trained is of no use
     } else if (auto* const tokens = std::get_if<TokenIds*>(&field.value)) {
       **tokens = {};  // bytes have no such meaning
     }
