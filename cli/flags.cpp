@@ -96,8 +96,8 @@ bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::stri
     names.push_back("--" + flag.name);
     app.add_option(names.back(), set, flag.text)
         ->group("Flags")
-        ->type_name(flag.type)
-        ->default_str(flag.fallback)
+        ->type_name(flag.fallback == "false" ? "" : flag.type)
+        ->default_str(flag.fallback == "false" ? "" : flag.fallback)
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   }
   for (const std::string& arg : call.args) {  // CLI11 would take the next argument as the value of `--name=`

@@ -2,28 +2,29 @@
 #include <fmt/core.h>
 
 #include <charconv>
+#include <filesystem>
 #include <iostream>
 #include <iterator>
 
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "dense/io/hub.h"
 #include "dense/io/json.h"
 #include "dense/io/tokenizer.h"
 
 namespace dense::cli {
 namespace {
 
-const char* const about =
-    "Usage: dense tokenize MODEL [--decode] [--json] [--special] [--skip-special]\n\n"
-    "Turns text on standard input into the ids of its tokens, or ids into text.\n\n"
-    "MODEL  a folder with tokenizer.json or vocab.txt, or a tokenizer.json\n\n"
-    "Each line is a text; its ids come out as one line, with spaces between them.\n\n"
-    "  --decode        from ids to text\n"
-    "  --json          an array of strings in, an array of arrays of ids out (with --decode: the other way); for\n"
-    "                  texts with line breaks\n"
-    "  --special       with the tokens that the model expects around a text, such as [CLS] and [SEP]\n"
-    "  --skip-special  with --decode: without special tokens\n\n"
-    "Example: echo Hello world | dense tokenize gpt2/\n";
+struct Config {
+  bool decode = false, json = false, special = false, skip_special = false;
+
+  void fields(auto&& f) {
+    f("decode", decode, "from ids to text");
+    f("json", json, "an array of strings in, an array of arrays of ids out; with --decode the other way");
+    f("special", special, "with the tokens that the model expects around a text, such as [CLS] and [SEP]");
+    f("skip-special", skip_special, "with --decode: without special tokens");
+  }
+};
 
 const std::string input = "standard input";
 
@@ -59,23 +60,19 @@ std::vector<int32_t> ids_of(const Json& list) {
 }  // namespace
 
 int tokenize_command(const Call& call) {
+  Config config;
   std::string model;
-  bool decode = false, json = false, special = false, skip_special = false;
-  for (const std::string& arg : call.args) {
-    if (arg == "--help" || arg == "-h") return fmt::print("{}", about), 0;
-    if (arg == "--decode") decode = true;
-    else if (arg == "--json") json = true;
-    else if (arg == "--special") special = true;
-    else if (arg == "--skip-special") skip_special = true;
-    else if (arg.size() > 1 && arg.starts_with("-"))
-      fail("unknown flag ", arg, did_you_mean(arg, {"--decode", "--json", "--special", "--skip-special", "--help"}));
-    else if (!model.empty()) fail("expected one MODEL, got ", model, " and ", arg);
-    else model = arg;
-  }
-  if (model.empty()) fail("expected MODEL, got nothing (see --help)");
+  if (!parse_flags(
+          config, call,
+          "Turns text on standard input into the ids of its tokens, or ids into text. Each line is a text; its\n"
+          "ids come out as one line, with spaces between them. Texts with line breaks: see --json.\n\n"
+          "MODEL  a folder with tokenizer.json or vocab.txt, a tokenizer.json, or a name in the local cache",
+          call.program + " gpt2/ < lines.txt", {{"MODEL", &model}}))
+    return 0;
+  const auto [decode, json, special, skip_special] = config;
   if (special && decode) fail("--special: text becomes ids with it, so it does not go with --decode");
   if (skip_special && !decode) fail("--skip-special: expected --decode, too");
-  const Tokenizer tokenizer(model);
+  const Tokenizer tokenizer(std::filesystem::is_regular_file(model) ? std::filesystem::path(model) : find_model(model));
 
   // Every text or array of ids, whose errors begin with its place.
   const auto with_place = [](const std::string& place, const auto& f) {

@@ -566,15 +566,14 @@ TEST_F(Forward, InputsThatDoNotFitAreRefused) {
 TEST_F(Forward, FlagsAndPathsAreChecked) {
   const std::string model = fixture("gpt2"), inputs = model + "/inputs.safetensors";
   const std::pair<Args, const char*> calls[] = {
-      {{}, "expected MODEL INPUTS OUTPUTS, got 0"},
-      {{model, inputs}, "expected MODEL INPUTS OUTPUTS, got 2"},
-      {{model, inputs, "y", "z"}, "expected MODEL INPUTS OUTPUTS, got 4"},
+      {{}, "expected MODEL (see"},
+      {{model, inputs}, "expected OUTPUTS (see"},
+      {{model, inputs, "y", "z"}, "unexpected argument \"z\""},
       {{model, inputs, "y", "--grad"}, "unknown flag --grad; did you mean --grads?"},
       {{model, inputs, "y", "--device=gpu"}, "unknown flag --device"},
       {{model, inputs, "y", "-t"}, "unknown flag -t"},
       {{model, inputs, "y", "--threads", "two"}, "--threads: expected a whole number, got \"two\""},
-      {{model, inputs, "y", "--threads", "-1"}, "--threads: expected 1 or more, got -1"},
-      {{model, inputs, "y", "--threads", "0"}, "--threads: expected 1 or more, got 0"},
+      {{model, inputs, "y", "--threads", "-1"}, "--threads: expected 0 or more, got -1"},
       {{model, inputs, "y", "--threads"}, "--threads: expected a value, got nothing"},
       {{model, inputs, "y", "--threads="}, "--threads: expected a value, got \"\""},
       {{model, inputs, "none/y"}, "none/y: cannot write: No such file or directory"},
@@ -582,7 +581,7 @@ TEST_F(Forward, FlagsAndPathsAreChecked) {
   for (const auto& [args, says] : calls) expect_refused(args, says);
   const Outcome help = run({"--help"});
   EXPECT_EQ(help.exit_code, 0);
-  EXPECT_NE(help.out.find("dense forward MODEL INPUTS.safetensors OUTPUTS.safetensors"), std::string::npos);
+  EXPECT_NE(help.out.find("dense forward MODEL INPUTS OUTPUTS"), std::string::npos);
 }
 
 TEST_F(Forward, AFailedRunLeavesAnOlderOutputAsItWas) {

@@ -1013,9 +1013,9 @@ TEST_F(Tokenize, TextsBecomeIdsAndIdsTexts) {
 }
 
 TEST_F(Tokenize, WhatDoesNotFitIsRefusedInOneLine) {
-  expect_refused({}, "", "expected MODEL, got nothing (see --help)");
-  expect_refused({model, "--jsn"}, "", "unknown flag --jsn; did you mean --json?");
-  expect_refused({model, "x"}, "", "expected one MODEL, got " + model + " and x");
+  expect_refused({}, "", "expected MODEL (see dense tokenize --help)");
+  expect_refused({model, "--jsn"}, "", "unknown flag --jsn; did you mean --json? (see dense tokenize --help)");
+  expect_refused({model, "x"}, "", "unexpected argument \"x\" (see dense tokenize --help)");
   expect_refused({model, "--special", "--decode"}, "",
                  "--special: text becomes ids with it, so it does not go with --decode");
   expect_refused({model, "--skip-special"}, "", "--skip-special: expected --decode, too");
