@@ -13,11 +13,12 @@ namespace dense::cli {
 namespace {
 
 struct Config {
-  bool grads = false;
+  bool grads = false, profile = false;
   int threads = 0;
 
   void fields(auto&& f) {
     f("grads", grads, "gradients of the loss, too");
+    f("profile", profile, "at the end say how long each kernel took");
     f("threads", threads, "0: as many as the machine has", 0);
   }
 };
@@ -80,12 +81,14 @@ int forward_command(const Call& call) {
 
   const std::filesystem::path folder = find_model(model_name);
   Model model(page_of(model_type(folder)), folder, config.threads, [](const std::string& line) { say("{}\n", line); });
+  std::string profile;
   std::map<std::string, Model::Result> results =
-      model.run({shape[0], shape[1], ids, labels, lengths, {}}, config.grads);
+      model.run({shape[0], shape[1], ids, labels, lengths, {}}, config.grads, &profile);
   std::vector<StoredTensor> outputs;
   for (auto& [name, result] : results)
     outputs.push_back({name, "F32", result.shape, std::as_writable_bytes(std::span(result.values)), nullptr, {}});
   write_safetensors(outputs_path, outputs);
+  if (config.profile) say("{}", profile);
   return 0;
 }
 

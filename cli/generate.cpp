@@ -28,7 +28,7 @@ struct Config {
   std::string prompt, prompts, dtype = "as-stored";
   std::vector<int> ids;
   int64_t tokens = 128, seed = 0;
-  bool ignore_eos = false, json = false;
+  bool ignore_eos = false, json = false, profile = false;
   SamplingChanges changes;
   int threads = 0;
 
@@ -48,6 +48,7 @@ struct Config {
     f("seed", seed, "of the choices", INT64_MIN);
     f("ignore-eos", ignore_eos, "go on after tokens that end a text");
     f("json", json, "print ids, text and timings of each prompt as a line of JSON");
+    f("profile", profile, "at the end say how long each kernel of a step took");
     f("dtype", dtype, "weights as-stored, or f32, bf16, int8, int4");
     f("threads", threads, "0: as many as the machine has", 0);
   }
@@ -95,6 +96,7 @@ int generate_command(const Call& call) {
   generation.sampling.seed = uint64_t(config.seed);
   generation.tokens = config.tokens;
   if (config.ignore_eos) generation.stops.clear();
+  generation.profile = config.profile;
 
   std::optional<Tokenizer> tokenizer;
   const auto has = [&](const char* file) { return std::filesystem::exists(folder / file); };
@@ -164,6 +166,7 @@ int generate_command(const Call& call) {
   if (!config.json)
     say("{} prompt tokens, {:.0f} a second; {} new ones, {:.1f} a second; the first after {:.2f} s\n",
         with_commas(out.prompt_tokens), prompt_rate, with_commas(tokens), rate, first_seconds);
+  if (config.profile) say("{}", out.profile);
   return stop_signal() ? 128 + stop_signal() : 0;
 }
 

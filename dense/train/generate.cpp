@@ -216,6 +216,7 @@ Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, 
   std::vector<std::vector<int32_t>> texts(prompts.begin(), prompts.end());
   generator.prefill(std::vector<std::span<const int32_t>>(prompts.begin(), prompts.end()));
   result.prefill_seconds = seconds(begin);
+  if (generation.profile) generator.decode_plan().profile(true);
   const auto start = Clock::now();
   std::vector<int32_t> next(prompts.size(), 0);
   std::vector<char> done(prompts.size(), 0);
@@ -238,6 +239,7 @@ Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, 
     ++result.steps;
   }
   result.decode_seconds = seconds(start);
+  if (generation.profile) result.profile = generator.decode_plan().summary();
   return result;
 }
 

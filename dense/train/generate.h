@@ -71,12 +71,14 @@ struct Generation {
   int64_t tokens = 128;  // new ones, at most
   Sampling sampling = {};
   std::vector<int32_t> stops = {};  // tokens after which a row is done; they are part of it
+  bool profile = false;
 };
 
 struct Generated {
   std::vector<std::vector<int32_t>> ids;  // new ones of each row
   int64_t prompt_tokens = 0, steps = 0;   // of all rows; of decoding
   double prefill_seconds = 0, decode_seconds = 0;
+  std::string profile = {};  // of the decode step's kernels, if asked for
 };
 
 // Continues prompts of one token or more each. `on_token` is told of every new one; where it returns false, all ends.

@@ -169,7 +169,7 @@ std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmu
   return r;
 }
 
-std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradients) {
+std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradients, std::string* profile) {
   if (gradients && !inputs.scored()) fail("gradients: expected labels");
   const auto r = record(inputs);
   set_inputs(*r, inputs);
@@ -185,7 +185,9 @@ std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradi
   std::vector<Tensor> outputs;
   for (const auto& [name, x] : wanted) outputs.push_back(x);
   Plan plan(outputs);
+  plan.profile(profile);
   plan.run();
+  if (profile) *profile = plan.summary();
   std::map<std::string, Result> results;
   for (const auto& [name, x] : wanted) {
     const auto values = plan.get<float>(x);

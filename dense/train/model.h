@@ -78,8 +78,9 @@ class Model {
     Shape shape;
     std::vector<float> values;
   };
-  // By name: "logits", what the page keeps, "loss" if there are targets, and "grad." + the name of each parameter.
-  std::map<std::string, Result> run(const Inputs& inputs, bool gradients);
+  // By name: "logits", what the page keeps, "loss" if there are targets, and "grad." + the name of each parameter. A
+  // profile is what the plan says of its kernels and their times.
+  std::map<std::string, Result> run(const Inputs& inputs, bool gradients, std::string* profile = nullptr);
   // The loss alone. The plan of the last shape is kept.
   float loss(const Inputs& inputs);
 
