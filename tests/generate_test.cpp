@@ -164,6 +164,19 @@ TEST(Generate, QuantisedModelsAreSavedAndReadBack) {
   }
 }
 
+TEST(Generate, QuantisedWeightsMayLieAnywhereInAFile) {
+  for (int positions : {60, 61, 62, 63}) {  // of 12 floats each, before the quantised weights
+    Model model(page_with(
+        "gpt2", {{"vocab_size", 100}, {"n_positions", positions}, {"n_embd", 12}, {"n_layer", 1}, {"n_head", 2}}));
+    model.convert(Dtype::q8);
+    const TemporaryFolder folder;
+    model.save(folder.path());
+    Model again(cli::page_of("gpt2"), folder.path());
+    const Ids ids = random_ids(20, 1);
+    EXPECT_EQ(whole(again, ids), whole(model, ids));
+  }
+}
+
 TEST(Generate, ARowThatRestsStaysAsItIs) {
   Model model(small_gpt2(), 2, 3);
   const std::vector<Ids> prompts{random_ids(3, 1), random_ids(5, 2)};
@@ -192,7 +205,8 @@ TEST(Generate, EndsAtStopsAtTheContextAndWhenAsked) {
   int calls = 0;
   all = generate(model, prompts, {.tokens = 20}, [&](int64_t, int32_t) { return ++calls < 6; });
   EXPECT_EQ(calls, 6);
-  expect_error([&] { generate(model, std::vector<Ids>{random_ids(200, 1)}, {}); }, "expected fewer than the 200 tokens");
+  expect_error([&] { generate(model, std::vector<Ids>{random_ids(200, 1)}, {}); },
+               "expected fewer than the 200 tokens");
   expect_error([&] { generate(model, std::vector<Ids>{{}}, {}); }, "expected one token or more");
   expect_error([&] { generate(model, std::vector<Ids>{{100}}, {}); }, "expected ids of 0 to 99");
 }

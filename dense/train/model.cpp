@@ -106,7 +106,12 @@ Model::Model(Page page, const std::filesystem::path& folder, int threads, const 
         fail(tensor.file, ": ", name, ": expected (strips, blocks, ", block_bytes(type), "), got ",
              to_string(tensor.shape));
       const std::string base = name.substr(0, name.rfind('.'));
-      parameters_.load({base, type, {}, {tensor.bytes.data(), tensor.owner}, false, {}, {}, tensor.shape});
+      Memory memory{tensor.bytes.data(), tensor.owner};
+      if (reinterpret_cast<uintptr_t>(memory.data) % 64) {  // files promise less than the kernels need
+        memory = zero_memory(tensor.bytes.size());
+        std::ranges::copy(tensor.bytes, memory.data);
+      }
+      parameters_.load({base, type, {}, memory, false, {}, {}, tensor.shape});
       continue;
     }
     parameters_.load({name, stored_type(tensor), tensor.shape, {tensor.bytes.data(), tensor.owner}, false, {}});
