@@ -161,7 +161,18 @@ TEST(Generate, QuantisedModelsAreSavedAndReadBack) {
     const Ids ids = random_ids(20, 1);
     EXPECT_EQ(whole(again, ids), whole(model, ids));
     expect_error([&] { again.step({1, 20, ids, ids}, {}); }, "expected weights that are not quantised");
+    expect_error([&] { again.run({1, 20, ids, ids}, true); }, "expected weights that are not quantised");
   }
+}
+
+TEST(Generate, QuantisedWeightsAreMultipliedWholeAlone) {
+  Model model(small_gpt2(), 2, 3);
+  model.convert(Dtype::q8);
+  const Parameter& p = model.parameters().all().at("transformer.h.0.mlp.c_fc.weight");  // (48, 192)
+  Graph graph;
+  const Tensor w = graph.parameter(p.name, p.shape, p.dtype, p.memory), x = graph.input({1, 48});
+  EXPECT_EQ(matmul(x, w).shape(), (Shape{1, 192}));
+  expect_error([&] { matmul(x, slice(w, 1, 0, 96)); }, "c_fc.weight (48, 96): expected all of q8 weights (48, 192)");
 }
 
 TEST(Generate, QuantisedWeightsMayLieAnywhereInAFile) {

@@ -220,6 +220,8 @@ class Sweep {
       case Kind::matmul: {  // y = a b: da = dy b^T, db = a^T dy
         // and the transposed of these where the operand is transposed, so that its base gets its own order
         const Tensor a = value(x[0]), b = value(x[1]);
+        if (is_quantised(b.dtype()))  // they lie as one product needs them, not as its transposed one would
+          fail("grad: expected weights that are not quantised, got ", name(b.dtype()));
         if (needs(x[0])) add(x[0], is_transposed(a) ? matmul(b, d.t()).t() : matmul(d, b.t()));
         if (needs(x[1])) add(x[1], is_transposed(b) ? matmul(d.t(), a).t() : matmul(a.t(), d));
         return;

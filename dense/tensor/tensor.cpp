@@ -511,6 +511,14 @@ Tensor matmul(Tensor a, Tensor b) {
   const bool is_weight = b.rank() == 2 && graph.node(base_view(b).first).kind == Kind::input && type == Dtype::f32;
   const bool as_stored = b.dtype() == Dtype::bf16 || (graph.streams_weights && b.dtype() == Dtype::f16);
   if (b.dtype() != type && !is_quantised(b.dtype()) && !(is_weight && as_stored)) b = cast(b, type);
+  if (is_quantised(b.dtype())) {
+    const auto [base, view] = base_view(b);
+    const Shape& whole = graph.node(base).shape;
+    const bool is_whole = b.shape() == whole || b.shape() == Shape(whole.rbegin(), whole.rend());
+    if (!is_weight || !is_whole || view.offset != 0)
+      fail("matmul: ", graph.node(base).name, " ", to_string(b.shape()), ": expected all of ", name(b.dtype()),
+           " weights ", to_string(whole), ", and operands in f32");
+  }
   const bool streams = is_quantised(b.dtype()) || (is_weight && graph.streams_weights);
   Shape shape = a.shape();
   if (b.rank() == 2) a = reshape(a, {-1, a.size(-1)});  // all rows at once
