@@ -57,8 +57,6 @@ int bench_decode_command(const Call& call) {
   };
   const std::vector<int32_t> prompt = tokens(config.prompt), all = tokens(config.rows);
   const int64_t capacity = std::max(config.prompt + config.tokens, config.prefill);
-  if (model.context() && capacity > model.context())
-    fail("expected at most the model's ", model.context(), " tokens, got ", capacity);
   Generator generator(model, config.rows, capacity);
   generator.prefill(std::vector<std::span<const int32_t>>(size_t(config.rows), prompt));
   const double first = seconds_since(start);

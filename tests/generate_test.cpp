@@ -216,6 +216,8 @@ TEST(Generate, EndsAtStopsAtTheContextAndWhenAsked) {
   int calls = 0;
   all = generate(model, prompts, {.tokens = 20}, [&](int64_t, int32_t) { return ++calls < 6; });
   EXPECT_EQ(calls, 6);
+  EXPECT_EQ(generate(model, {&prompts[0], 1}, {.tokens = INT64_MAX}).ids[0].size(), 5u);
+  expect_error([&] { Generator(model, 1, 201); }, "expected rows of at most the model's 200 tokens, got 201");
   expect_error([&] { generate(model, std::vector<Ids>{random_ids(200, 1)}, {}); },
                "expected fewer than the 200 tokens");
   expect_error([&] { generate(model, std::vector<Ids>{{}}, {}); }, "expected one token or more");
@@ -239,7 +241,8 @@ TEST(Sample, FollowsTheProbabilities) {
   const std::vector<int> cold = counts({.temperature = 0.5}, logits, 30'000);  // 1 : 4 : 25
   EXPECT_NEAR(cold[0], 1000, 150);
   EXPECT_NEAR(cold[1], 4000, 250);
-  EXPECT_EQ(sample(logits, {}, {}, 0), 2);  // greedy
+  EXPECT_EQ(sample(logits, {}, {}, 0), 2);                       // greedy
+  EXPECT_EQ(sample(logits, {.temperature = 1e-310}, {}, 0), 2);  // its inverse is infinite
 }
 
 TEST(Sample, LeavesOutWhatIsUnlikely) {

@@ -64,8 +64,7 @@ int32_t sample(std::span<const float> given, const Sampling& s, std::span<const 
   if (s.temperature == 0) return int32_t(likeliest);
 
   // From here on only differences to the largest count.
-  const double scale = 1 / s.temperature;
-  const auto weight = [&](float logit) { return std::exp(double(logit - largest) * scale); };
+  const auto weight = [&](float logit) { return std::exp(double(logit - largest) / s.temperature); };
   std::vector<Candidate> left;
   if (s.top_k > 0 && size_t(s.top_k) < logits.size()) {
     left = top(logits, largest, size_t(s.top_k));
@@ -103,14 +102,16 @@ struct Generator::Recorded {
 Generator::Generator(Model& model, int64_t rows, int64_t capacity)
     : model_(model), cache_{rows, capacity}, lengths_(size_t(rows), 0), logits_(size_t(rows)) {
   if (rows < 1 || capacity < 1) fail("generator: expected one row of one token or more");
+  if (model.context() && capacity > model.context())
+    fail("generator: expected rows of at most the model's ", model.context(), " tokens, got ", capacity);
 }
 
 Generator::~Generator() = default;
 
 Generator::Recorded& Generator::recorded(int64_t time, bool decodes) {
-  auto& r = recorded_[{time, decodes}];
-  if (r) return *r;
-  r = std::make_unique<Recorded>(model_.threads());
+  const auto known = recorded_.find({time, decodes});
+  if (known != recorded_.end()) return *known->second;
+  auto r = std::make_unique<Recorded>(model_.threads());
   Graph& graph = r->graph;
   graph.streams_weights = decodes;
   r->ids = graph.input({rows(), time}, Dtype::i32, "input_ids");
@@ -119,7 +120,7 @@ Generator::Recorded& Generator::recorded(int64_t time, bool decodes) {
   r->context.cache = &cache_;
   r->logits = model_.page().forward(Weights(graph, model_.parameters()), r->ids, r->context);
   r->plan = std::make_unique<Plan>(std::initializer_list<Tensor>{r->logits}, arena_);
-  return *r;
+  return *(recorded_[{time, decodes}] = std::move(r));
 }
 
 Plan& Generator::decode_plan() { return *recorded(1, true).plan; }
@@ -208,8 +209,8 @@ Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, 
   }
   result.ids.resize(prompts.size());
   if (generation.tokens < 1) return result;
-  int64_t capacity = int64_t(longest) + generation.tokens;
-  if (context) capacity = std::min(capacity, context);
+  const int64_t most = context ? context : INT32_MAX;
+  const int64_t capacity = int64_t(longest) + std::min(generation.tokens, most - int64_t(longest));
 
   const auto begin = Clock::now();
   Generator generator(model, int64_t(prompts.size()), capacity);

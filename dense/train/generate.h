@@ -36,7 +36,8 @@ int32_t sample(std::span<const float> logits, const Sampling& sampling, std::spa
 
 class Generator {
  public:
-  // `rows` at once, of at most `capacity` tokens each.
+  // `rows` at once, of at most `capacity` tokens each. Throws Error for more than the model's context. What the model's
+  // convert() or first step() puts in place of weights later does not reach it.
   Generator(Model& model, int64_t rows, int64_t capacity);
   ~Generator();
 
