@@ -280,6 +280,38 @@ TEST(Sample, TopKOfManyIsThatOfASort) {
     EXPECT_GE(logits[size_t(sample(logits, {.temperature = 5, .top_k = 40}, {}, uint64_t(i)))], sorted[39]);
 }
 
+TEST(Sample, IsWhatTheFolderSays) {
+  const TemporaryFolder folder;
+  const auto says = [&](const std::string& json) {
+    std::ofstream(folder.path() / "generation_config.json") << json;
+    return read_generation(folder.path());
+  };
+  std::ofstream(folder.path() / "config.json") << R"({"eos_token_id": 3, "repetition_penalty": 1.25})";
+  Generation g = read_generation(folder.path());
+  EXPECT_EQ(g.stops, Ids{3});
+  EXPECT_EQ(g.sampling.temperature, 0);
+  EXPECT_EQ(g.sampling.repetition_penalty, 1.25);
+  g = says(R"({"temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2], "transformers_version": "4.40"})");
+  EXPECT_EQ(g.sampling.temperature, 0);  // nothing says do_sample
+  EXPECT_EQ(g.sampling.top_p, 1);
+  EXPECT_EQ(g.stops, (Ids{1, 2}));
+  g = says(R"({"do_sample": true, "top_p": 0.9, "min_p": null, "eos_token_id": null})");
+  EXPECT_EQ(g.sampling.temperature, 1);
+  EXPECT_EQ(g.sampling.top_k, 50);  // Hugging Face's own
+  EXPECT_EQ(g.sampling.top_p, 0.9);
+  EXPECT_EQ(g.stops, Ids{});
+  g = says(R"({"do_sample": true, "temperature": null, "top_k": null})");
+  EXPECT_EQ(g.sampling.temperature, 1);
+  EXPECT_EQ(g.sampling.top_k, 0);
+  const std::string file = (folder.path() / "generation_config.json").string();
+  expect_error([&] { says(R"({"do_sample": true, "temperature": -1})"); },
+               file + ": temperature: expected 0 or more, got -1");
+  expect_error([&] { says(R"({"repetition_penalty": 0})"); },
+               file + ": repetition_penalty: expected more than 0, got 0");
+  expect_error([&] { says(R"({"do_sample": true, "top_k": 1.5})"); }, "top_k: expected a whole number");
+  expect_error([&] { says(R"({"eos_token_id": "</s>"})"); }, "eos_token_id: expected a token or a list of tokens");
+}
+
 TEST(Sample, RefusesWhatIsNoNumber) {
   expect_error([&] { sample(std::vector<float>{1, NAN}, {}, {}, 0); }, "expected numbers");
   expect_error([&] { sample(std::vector<float>{}, {}, {}, 0); }, "expected numbers");

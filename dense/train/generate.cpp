@@ -7,8 +7,7 @@
 #include <limits>
 #include <set>
 
-#include "dense/io/files.h"
-#include "dense/io/json.h"
+#include "dense/io/config.h"
 #include "dense/scalar/error.h"
 #include "dense/tensor/elements.h"
 
@@ -278,33 +277,37 @@ void check_vocabulary(const Tokenizer& tokenizer, const Model& model) {
     fail("tokenizer: expected at most the model's ", model.vocabulary(), " tokens, got ", tokenizer.size());
 }
 
+namespace {
+
+// generation_config.json, with the values that Hugging Face has for what is not in it.
+struct GenerationConfig {
+  bool do_sample = false;
+  SamplingChanges sampling{.temperature = 1, .top_k = 50};
+  TokenIds eos_token_id;
+  void fields(auto&& f) {
+    f("do_sample", do_sample, "choose at random; else temperature, top_k, top_p and min_p do not count");
+    f("temperature", sampling.temperature, "null: 1");
+    f("top_k", sampling.top_k, "null: all");
+    f("top_p", sampling.top_p, "null: 1");
+    f("min_p", sampling.min_p, "null: 0");
+    f("repetition_penalty", sampling.repetition_penalty, "null: 1");
+    f("eos_token_id", eos_token_id, "tokens that end a text");
+  }
+};
+
+}  // namespace
+
 Generation read_generation(const std::filesystem::path& folder) {
-  Generation result;
   std::filesystem::path file = folder / "generation_config.json";
   if (!std::filesystem::exists(file)) file = folder / "config.json";
-  const Json config = parse_json(read_file(file), file.string());
-  const auto number = [&](const char* name, auto& value) {
-    const Json* item = config.find(name);
-    if (!item || item->kind == Json::null) return;
-    if (item->kind != Json::number) fail(file.string(), ": ", name, ": expected a number, got ", shown(*item));
-    value = static_cast<std::remove_reference_t<decltype(value)>>(std::stod(item->text));
-  };
-  if (const Json* sampled = config.find("do_sample"); sampled && sampled->text == "true") {
-    result.sampling.temperature = 1;
-    result.sampling.top_k = 50;  // Hugging Face's own default
-    number("temperature", result.sampling.temperature);
-    number("top_k", result.sampling.top_k);
-    number("top_p", result.sampling.top_p);
-    number("min_p", result.sampling.min_p);
-  }
-  number("repetition_penalty", result.sampling.repetition_penalty);
-  if (const Json* eos = config.find("eos_token_id"); eos && eos->kind != Json::null) {
-    const std::vector<Json> all = eos->kind == Json::array ? eos->items : std::vector{*eos};
-    for (const Json& id : all) {
-      if (id.kind != Json::number) fail(file.string(), ": eos_token_id: expected whole numbers, got ", shown(*eos));
-      result.stops.push_back(int32_t(std::stod(id.text)));
-    }
-  }
+  GenerationConfig config;
+  read_config(file, config, {});
+  SamplingChanges& sampling = config.sampling;
+  if (!config.do_sample) sampling = {.repetition_penalty = sampling.repetition_penalty};
+  else if (!sampling.temperature) sampling.temperature = 1;
+  Generation result;
+  result.sampling = changed({}, sampling, file.string() + ": ");
+  result.stops.assign(config.eos_token_id.ids.begin(), config.eos_token_id.ids.end());
   return result;
 }
 

@@ -97,6 +97,7 @@ struct SamplingChanges {
 Sampling changed(Sampling sampling, const SamplingChanges& changes, const std::string& prefix = {});
 
 // What generation_config.json says, or where there is none config.json: how to choose tokens, and which ones end a text.
+// Throws Error for values that make no sense.
 Generation read_generation(const std::filesystem::path& folder);
 
 // The text that new tokens add to their prompt's.
