@@ -131,7 +131,7 @@ int generate_command(const Call& call) {
   std::optional<TextStream> stream;
   if (streams) {
     stream.emplace(*tokenizer, true);
-    for (int32_t id : prompts[0]) stream->push(id);
+    stream->follow(prompts[0]);
     if (!texts.empty()) write(texts[0]);
   }
   double first_seconds = 0;

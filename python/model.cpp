@@ -311,7 +311,7 @@ py::object generate_text(Shared& self, Object prompt, int64_t tokens, const Samp
       check_vocabulary(*tokenizer, m);
       for (const std::string& text : texts) prompts.push_back(tokenizer->encode(text, true));
       stream.emplace(*tokenizer, true);
-      for (int32_t id : prompts[0]) stream->push(id);
+      stream->follow(prompts[0]);
     }
     return generate(m, prompts, generation, [&](int64_t, int32_t id) {
       const py::gil_scoped_acquire acquire;

@@ -112,6 +112,26 @@ TEST_P(RealTokenizers, StreamWhatTheyDecode) {
   }
 }
 
+TEST_P(RealTokenizers, StreamWhatFollowsAText) {
+  const Tokenizer t(folder);
+  std::mt19937 random(2);
+  int compared = 0;
+  for (int round = 0; round < 300; ++round) {
+    Ids ids(1 + random() % 20);
+    for (int32_t& id : ids) id = random() % 2 ? int32_t(random() % 260) : int32_t(random() % uint32_t(t.size()));
+    const auto before = std::span(ids).first(random() % ids.size());
+    const std::string there = t.decode(before), all = t.decode(ids);
+    if (!all.starts_with(there)) continue;  // part of a character became one
+    TextStream stream(t);
+    std::string text;
+    stream.follow(before);
+    for (const int32_t id : std::span(ids).subspan(before.size())) text += stream.push(id);
+    EXPECT_EQ(text + stream.finish(), all.substr(there.size()));
+    ++compared;
+  }
+  EXPECT_GT(compared, 100);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, RealTokenizers, testing::Values("gpt-2", "llama-spm", "bert-bge"), [](const auto& p) {
   std::string name = p.param;
   std::erase(name, '-');

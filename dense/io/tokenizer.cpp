@@ -693,6 +693,15 @@ struct TextStream::State {
   std::shared_ptr<const Tokenizer::Parts> parts;
   bool skip_special;
   Decoding decoding;
+  std::string there = {};  // what is still to come of a text that is there already
+
+  std::string take() {
+    std::string text = std::exchange(decoding.text, {});
+    const size_t size = std::min(text.size(), there.size());
+    if (text.compare(0, size, there, 0, size) == 0) text.erase(0, size), there.erase(0, size);
+    else there.clear();  // it became another, as characters do that were not whole
+    return text;
+  }
 };
 
 TextStream::TextStream(const Tokenizer& tokenizer, bool skip_special)
@@ -701,14 +710,21 @@ TextStream::~TextStream() = default;
 TextStream::TextStream(TextStream&&) noexcept = default;
 TextStream& TextStream::operator=(TextStream&&) noexcept = default;
 
+void TextStream::follow(std::span<const int32_t> ids) {
+  for (const int32_t id : ids) push(id);
+  Decoding whole = state_->decoding;  // as if it ended here
+  whole.finish();
+  state_->there = std::move(whole.text);
+}
 std::string TextStream::push(int32_t id) {
   state_->parts->decode(id, state_->skip_special, state_->decoding);
-  return std::exchange(state_->decoding.text, {});
+  return state_->take();
 }
 std::string TextStream::finish() {
   state_->decoding.finish();
-  std::string text = std::move(state_->decoding.text);
+  std::string text = state_->take();
   state_->decoding = Decoding(state_->parts->decoder);
+  state_->there.clear();
   return text;
 }
 

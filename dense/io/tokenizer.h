@@ -60,6 +60,8 @@ class TextStream {
   TextStream(TextStream&&) noexcept;
   TextStream& operator=(TextStream&&) noexcept;
 
+  // Tokens of a text that is there already: what push and finish return from then on comes after it.
+  void follow(std::span<const int32_t> ids);
   std::string push(int32_t id);
   std::string finish();  // what is left; the next push begins a new text
 

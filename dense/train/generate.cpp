@@ -266,7 +266,7 @@ Sampling changed(Sampling s, const SamplingChanges& c, const std::string& prefix
 
 std::string continuation(const Tokenizer& tokenizer, std::span<const int32_t> prompt, std::span<const int32_t> ids) {
   TextStream stream(tokenizer, true);
-  for (int32_t id : prompt) stream.push(id);
+  stream.follow(prompt);
   std::string text;
   for (int32_t id : ids) text += stream.push(id);
   return text + stream.finish();
