@@ -22,35 +22,14 @@ namespace fs = std::filesystem;
 struct Config {
   std::string model, dtype = "f32";
   int64_t seed = 0, shard_size = int64_t(most_shard_bytes);
+  bool force = false;
 
   void fields(auto&& f) {
     f("model", model, "the page: gpt2, llama ...; its fields are flags, too");
     f("seed", seed, "of the weights, which depend on nothing else", INT64_MIN);
     f("dtype", dtype, "of the weights: f32, bf16 or f16");
     f("shard_size", shard_size, "bytes of a file of weights, at most; with more there are several", 1);
-  }
-};
-
-// OUT_DIR and --force, taken out of the arguments.
-struct Target {
-  std::vector<std::string> folders;
-  bool force = false;
-
-  explicit Target(std::vector<std::string>& args) {
-    std::vector<std::string> flags;
-    for (size_t i = 0; i < args.size(); ++i) {
-      const std::string& arg = args[i];
-      if (arg == "--force") {
-        force = true;
-      } else if (!arg.starts_with("-")) {
-        folders.push_back(arg);
-      } else {
-        flags.push_back(arg);
-        const bool alone = arg.find('=') != arg.npos || arg == "--help" || arg == "-h" || i + 1 == args.size();
-        if (!alone) flags.push_back(args[++i]);
-      }
-    }
-    args = flags;
+    f("force", force, "write in place of a model that is there already");
   }
 };
 
@@ -100,12 +79,11 @@ void check_tokens(const Page& page, const std::vector<TokenIds>& before, int voc
 
 }  // namespace
 
-int init_command(const Call& given) {
+int init_command(const Call& call) {
   const auto begin = std::chrono::steady_clock::now();
-  Call call = given;
   const bool help = std::ranges::any_of(call.args, [](const auto& arg) { return arg == "--help" || arg == "-h"; });
-  const Target target(call.args);
   Config config;
+  std::string out;
   for (size_t i = 0; i < call.args.size(); ++i) {  // which page decides which flags there are
     if (call.args[i] == "--model" && i + 1 < call.args.size()) config.model = call.args[i + 1];
     if (call.args[i].starts_with("--model=")) config.model = call.args[i].substr(8);
@@ -123,10 +101,10 @@ int init_command(const Call& given) {
     fail("--model: expected one of ", known, ", missing");
   }
   if (!set_flags(flags, call,
-                 "Usage: dense init --model NAME [FLAGS] [--force] OUT_DIR\n\n"
                  "Writes a folder as Hugging Face has it, with new weights: config.json, model.safetensors.\n"
-                 "--force: in place of a model that is there already. With --model also shows that page's flags.",
-                 call.program + " --model llama --hidden_size 2048 --num_hidden_layers 22 --dtype bf16 my_llama"))
+                 "With --model the page's own flags are here, too.",
+                 call.program + " --model llama --hidden_size 2048 --num_hidden_layers 22 --dtype bf16 my_llama",
+                 {{"OUT_DIR", &out}}))
     return 0;
   NewFolder options;
   const auto types = {Dtype::f32, Dtype::bf16, Dtype::f16};
@@ -137,14 +115,12 @@ int init_command(const Call& given) {
     if (auto* const value = std::get_if<int*>(&field.value); value && field.name == "vocab_size")
       check_tokens(page, tokens, **value);
 
-  if (target.folders.size() != 1) fail("expected one OUT_DIR, got ", target.folders.size(), " of them (see --help)");
-  const std::string& out = target.folders[0];
   if (out.empty()) fail("OUT_DIR: expected a folder, got \"\"");
   std::error_code error;
   const fs::path folder = fs::weakly_canonical(fs::absolute(out), error);  // of out/ and ./out, too
   if (error) fail(out, ": cannot write: ", error.message());
   if (fs::exists(folder, error) && !fs::is_directory(folder, error)) fail(out, ": expected a folder");
-  if (!target.force && (has_weights(folder) || fs::exists(folder / "config.json", error)))
+  if (!config.force && (has_weights(folder) || fs::exists(folder / "config.json", error)))
     fail(out, ": holds a model already; --force writes a new one in its place");
 
   catch_stop_signals();

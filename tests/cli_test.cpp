@@ -532,6 +532,7 @@ TEST_F(Cli, InitLeavesOutATiedHeadAndTokensThatAVocabularyLacks) {
     EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
     EXPECT_EQ(dense::read_safetensors(folder / "g").contains("lm_head.weight"), *tied == 'f');
   }
+  EXPECT_EQ(run(Args{"init", "--model=gpt2"} + sizes + Args{"--scale_attn_weights", "h"}).exit_code, 0) << "true";
   EXPECT_TRUE(nlohmann::json::parse(contents(folder / "g/config.json"))["eos_token_id"].is_null());
   EXPECT_EQ(contents(folder / "g/generation_config.json"), "{\n  \"_from_model_config\": true\n}\n");
   EXPECT_EQ(run({"init", "--model", "microgpt", "m"}).exit_code, 0);
@@ -600,8 +601,8 @@ TEST_F(Cli, RefusesToInitWhatDoesNotFit) {
   const std::pair<Args, const char*> cases[] = {
       {{"m"}, "--model: expected one of gpt2, llama, microgpt, missing"},
       {{"--model", "gpt3", "m"}, "model_type: expected one of gpt2, llama, microgpt, got gpt3"},
-      {{"--model", "llama"}, "expected one OUT_DIR, got 0 of them"},
-      {{"--model", "llama", "a", "b"}, "expected one OUT_DIR, got 2 of them"},
+      {{"--model", "llama"}, "expected OUT_DIR (see dense init --help)"},
+      {{"--model", "llama", "a", "b"}, "unexpected argument \"b\" (see dense init --help)"},
       {{"--model", "llama", "--n_layer", "2", "m"}, "unknown flag --n_layer"},
       {{"--model", "llama", "--hidden_siz", "2", "m"}, "unknown flag --hidden_siz; did you mean --hidden_size?"},
       {{"--model", "llama", "m", "--hidden_size"}, "--hidden_size: expected a value, got nothing"},
