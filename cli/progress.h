@@ -1,4 +1,5 @@
-// Progress of training, or of what else has steps and losses, on stderr: a bar when it is a terminal, else about ten lines in all.
+// Progress of training, or of what else has steps and losses, on stderr: a bar when it is a terminal, else about ten
+// lines in all.
 #pragma once
 
 #include <fmt/format.h>

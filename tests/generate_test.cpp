@@ -217,6 +217,8 @@ TEST(Generate, EndsAtStopsAtTheContextAndWhenAsked) {
   all = generate(model, prompts, {.tokens = 20}, [&](int64_t, int32_t) { return ++calls < 6; });
   EXPECT_EQ(calls, 6);
   EXPECT_EQ(generate(model, {&prompts[0], 1}, {.tokens = INT64_MAX}).ids[0].size(), 5u);
+  EXPECT_EQ(generate(model, {&prompts[0], 1}, {.tokens = 0}).ids, std::vector<Ids>(1));
+  expect_error([&] { generate(model, {&prompts[0], 1}, {.tokens = -1}); }, "expected 0 tokens or more, got -1");
   expect_error([&] { Generator(model, 1, 201); }, "expected rows of at most the model's 200 tokens, got 201");
   expect_error([&] { generate(model, std::vector<Ids>{random_ids(200, 1)}, {}); },
                "expected fewer than the 200 tokens");

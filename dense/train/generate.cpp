@@ -206,8 +206,9 @@ Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, 
     if (context && int64_t(prompts[row].size()) >= context)
       fail(where, "expected fewer than the ", context, " tokens of the model's context, got ", prompts[row].size());
   }
+  if (generation.tokens < 0) fail("generate: expected 0 tokens or more, got ", generation.tokens);
   result.ids.resize(prompts.size());
-  if (generation.tokens < 1) return result;
+  if (generation.tokens == 0) return result;
   const int64_t most = context ? context : INT32_MAX;
   const int64_t capacity = int64_t(longest) + std::min(generation.tokens, most - int64_t(longest));
 
