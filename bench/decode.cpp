@@ -43,7 +43,7 @@ int bench_decode_command(const Call& call) {
                    "Times generation: bytes of weights a token times tokens a second, as a share of what memory gives.",
                    call.program + " gpt2/ --dtype int4", {{"MODEL", &model_name}}))
     return 0;
-  const std::optional<Dtype> type = weight_type(config.dtype);
+  const std::optional<Dtype> type = weight_type(config.dtype, "--");
   auto start = Clock::now();
   const std::filesystem::path folder = find_model(model_name);
   Model model(page_of(model_type(folder)), folder, config.threads);
@@ -56,7 +56,9 @@ int bench_decode_command(const Call& call) {
     return ids;
   };
   const std::vector<int32_t> prompt = tokens(config.prompt), all = tokens(config.rows);
-  const int64_t capacity = std::max(config.prompt + config.tokens, config.prefill);
+  const int64_t most = model.context() ? model.context() : INT64_MAX, capacity = int64_t(config.prompt) + config.tokens;
+  if (capacity > most) fail("expected --prompt and --tokens together at most the model's ", most, ", got ", capacity);
+  if (config.prefill > most) fail("--prefill: expected at most the model's ", most, ", got ", config.prefill);
   Generator generator(model, config.rows, capacity);
   generator.prefill(std::vector<std::span<const int32_t>>(size_t(config.rows), prompt));
   const double first = seconds_since(start);

@@ -40,7 +40,7 @@ int eval_command(const Call& call) {
                    call.program + " gpt2/ --data book.txt --dtype int8", {{"MODEL", &model_name}}))
     return 0;
   if (config.data.empty()) fail("expected --data");
-  const std::optional<Dtype> type = weight_type(config.dtype);
+  const std::optional<Dtype> type = weight_type(config.dtype, "--");
   const std::filesystem::path folder = find_model(model_name);
   const Tokenizer tokenizer(folder);
   const std::string text = read_file(config.data);

@@ -89,7 +89,7 @@ int generate_command(const Call& call) {
     return 0;
   const int given = !config.prompt.empty() + !config.prompts.empty() + !config.ids.empty();
   if (given > 1) fail("expected one of --prompt, --prompts and --ids, got ", given);
-  const std::optional<Dtype> type = weight_type(config.dtype);
+  const std::optional<Dtype> type = weight_type(config.dtype, "--");
   const std::filesystem::path folder = find_model(model_name);
   Generation generation = read_generation(folder);
   generation.sampling = changed(generation.sampling, config.changes, "--");
@@ -123,6 +123,7 @@ int generate_command(const Call& call) {
   if (!model.page().causal)
     fail(folder.string(), ": expected a model that continues texts, got ", model.page().model_type);
   if (tokenizer) check_vocabulary(*tokenizer, model);
+  check_prompts(model, prompts);  // before the first of them is printed
   if (type) model.convert(*type);
   const double load_seconds = seconds(begin);
 

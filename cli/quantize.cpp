@@ -34,16 +34,16 @@ int quantize_command(const Call& call) {
                    "forward read it like any other.",
                    call.program + " gpt2/ gpt2-int4/ --dtype int4", {{"MODEL", &model_name}, {"OUT", &out}}))
     return 0;
-  const std::optional<Dtype> type = weight_type(config.dtype);
+  const std::optional<Dtype> type = weight_type(config.dtype, "--");
   if (!type) fail("--dtype: expected f32, bf16, int8 or int4, got ", config.dtype);
   const std::filesystem::path folder = find_model(model_name);
   std::error_code error;
   if (std::filesystem::equivalent(folder, out, error)) fail(out, ": expected another folder than the model's");
   Model model(page_of(model_type(folder)), folder, config.threads, [](const std::string& line) { say("{}\n", line); });
+  model.convert(*type);
   std::filesystem::create_directories(out, error);
   if (error) fail(out, ": ", error.message());
   check_writable((std::filesystem::path(out) / "config.json").string());
-  model.convert(*type);
   model.save(out);
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {  // tokenizer and generation settings
     const std::string name = entry.path().filename().string();

@@ -48,7 +48,7 @@ class Shared {
 
  private:
   Model model_;
-  std::mutex mutex_;
+  std::recursive_mutex mutex_;  // on_text may use the model that calls it
 };
 
 // ---- arrays in

@@ -3,22 +3,18 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/ioctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -26,101 +22,17 @@
 #include "cli/trace.h"
 #include "dense/io/safetensors.h"
 #include "examples/microgpt.h"
+#include "tests/process.h"
 
-namespace fs = std::filesystem;
-using Args = std::vector<std::string>;
 using namespace std::chrono_literals;
 
 namespace {
 
-std::string contents(const fs::path& path) {
-  std::ostringstream text;
-  text << std::ifstream(path, std::ios::binary).rdbuf();
-  return text.str();
-}
-
-Args lines(const std::string& text) {
-  Args result;
-  std::istringstream stream(text);
-  for (std::string line; std::getline(stream, line);) result.push_back(line);
-  return result;
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
-
-Args operator+(Args a, const Args& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
-
-// One run of the program. Its output goes to unnamed temporary files, so no pipe can fill up.
-class Process {
- public:
-  // -1 for `out_fd` or `err_fd` captures that stream.
-  Process(const fs::path& folder, const Args& args, int out_fd = -1, int err_fd = -1) {
-    std::vector<char*> argv = {const_cast<char*>("dense")};
-    for (const std::string& arg : args) argv.push_back(const_cast<char*>(arg.c_str()));
-    argv.push_back(nullptr);
-    pid_ = fork();
-    if (pid_ != 0) return;
-    alarm(60);  // survives exec: a run that hangs is killed
-    for (int signal : {SIGINT, SIGTERM, SIGPIPE}) std::signal(signal, SIG_DFL);
-    dup2(open("/dev/null", O_RDONLY), 0);
-    dup2(out_fd < 0 ? fileno(out_.get()) : out_fd, 1);
-    dup2(err_fd < 0 ? fileno(err_.get()) : err_fd, 2);
-    if (chdir(folder.c_str()) == 0) execv(DENSE_CLI, argv.data());
-    _exit(127);
-  }
-  ~Process() {
-    if (pid_ > 0) kill(pid_, SIGKILL), wait();
-  }
-  Process(const Process&) = delete;
-  Process& operator=(const Process&) = delete;
-
-  void send(int signal) { kill(pid_, signal); }
-  int wait() {  // the exit code, or minus the signal that killed it
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
-  }
-  std::string out() const { return text(out_.get()); }
-  std::string err() const { return text(err_.get()); }
-
- private:
-  using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
-  static std::string text(std::FILE* file) {
-    std::string result(static_cast<size_t>(lseek(fileno(file), 0, SEEK_END)), '\0');
-    if (pread(fileno(file), result.data(), result.size(), 0) < 0) ADD_FAILURE() << "cannot read the output back";
-    return result;
-  }
-  File out_{std::tmpfile(), std::fclose}, err_{std::tmpfile(), std::fclose};
-  pid_t pid_ = -1;
-};
-
-// Each test has a folder of its own, with a small file of documents, in which the program runs.
-class Cli : public testing::Test {
+// Each test has a small file of documents.
+class Cli : public InFolder {
  protected:
-  struct Outcome {
-    int exit_code;
-    std::string out, err;
-  };
-  const fs::path folder = fs::path(testing::TempDir()) / ("dense_cli_" + std::to_string(getpid()));
+  void SetUp() override { write("names.txt", "anna\nbob\ncarol\ndave\n"); }
 
-  void SetUp() override {
-    fs::create_directory(folder);
-    write("names.txt", "anna\nbob\ncarol\ndave\n");
-  }
-  void TearDown() override { fs::remove_all(folder); }
-
-  void write(const std::string& name, const std::string& text) {
-    std::ofstream(folder / name, std::ios::binary) << text;
-  }
-  Outcome run(const Args& args) {
-    Process process(folder, args);
-    const int exit_code = process.wait();
-    return {exit_code, process.out(), process.err()};
-  }
   // Small enough for a few milliseconds.
   Outcome train(const Args& more) {
     return run(Args{"microgpt", "--data", "names.txt", "--steps", "3", "--samples", "2"} + more);
@@ -134,26 +46,8 @@ class Cli : public testing::Test {
     return process;
   }
   nlohmann::json trace(const std::string& name) { return nlohmann::json::parse(contents(folder / name)); }
-
-  std::map<std::string, std::string> snapshot() {
-    std::map<std::string, std::string> files;
-    for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-      const bool regular = fs::is_regular_file(entry.symlink_status());
-      files[entry.path()] = regular ? contents(entry.path()) : "";
-      files[entry.path()] += std::to_string(regular ? entry.last_write_time().time_since_epoch().count() : 0);
-    }
-    return files;
-  }
   void expect_refused(const Args& args, const std::string& says, const std::string& program = "dense microgpt") {
-    const auto files = snapshot();
-    const Outcome outcome = run(args);
-    const std::string call = testing::PrintToString(args) + "\n" + outcome.err;
-    EXPECT_EQ(outcome.exit_code, 2) << call;
-    EXPECT_EQ(outcome.out, "") << call;
-    EXPECT_EQ(lines(outcome.err).size(), 1u) << call;
-    EXPECT_TRUE(outcome.err.starts_with(program + ": ") && outcome.err.ends_with("\n")) << call;
-    EXPECT_TRUE(contains(outcome.err, says)) << call << "does not say: " << says;
-    EXPECT_TRUE(snapshot() == files) << call << "changed files";
+    InFolder::expect_refused(args, says, program);
   }
 };
 
@@ -644,7 +538,7 @@ TEST_F(Cli, AClosedPipeEndsItQuietly) {
   int fds[2];
   ASSERT_EQ(pipe2(fds, O_CLOEXEC), 0);
   close(fds[0]);
-  Process process(folder, {"microgpt", "--data", "names.txt", "--steps", "3"}, fds[1]);
+  Process process(folder, {"microgpt", "--data", "names.txt", "--steps", "3"}, {.out_fd = fds[1]});
   close(fds[1]);
   EXPECT_EQ(process.wait(), -SIGPIPE);
   EXPECT_FALSE(contains(process.err(), "dense microgpt:")) << process.err();
@@ -652,7 +546,7 @@ TEST_F(Cli, AClosedPipeEndsItQuietly) {
 
 TEST_F(Cli, AFullDiskBehindStdoutIsAnError) {
   const int full = open("/dev/full", O_WRONLY | O_CLOEXEC);
-  Process process(folder, {"microgpt", "--data", "names.txt", "--steps", "3"}, full);
+  Process process(folder, {"microgpt", "--data", "names.txt", "--steps", "3"}, {.out_fd = full});
   close(full);
   EXPECT_EQ(process.wait(), 1);
   EXPECT_TRUE(contains(process.err(), "dense microgpt: cannot write to standard output")) << process.err();
@@ -664,7 +558,8 @@ TEST_F(Cli, ShowsABarOnATerminal) {
   const int other_end = open(ptsname(terminal), O_RDWR | O_NOCTTY | O_CLOEXEC);
   const winsize size = {24, 90, 0, 0};
   ioctl(terminal, TIOCSWINSZ, &size);
-  Process process(folder, {"microgpt", "--data", "names.txt", "--steps", "2000000000", "--n_embd", "4"}, -1, other_end);
+  Process process(folder, {"microgpt", "--data", "names.txt", "--steps", "2000000000", "--n_embd", "4"},
+                  {.err_fd = other_end});
   close(other_end);
 
   std::string shown;

@@ -717,7 +717,7 @@ void TextStream::follow(std::span<const int32_t> ids) {
   state_->there = std::move(whole.text);
 }
 std::string TextStream::push(int32_t id) {
-  state_->parts->decode(id, state_->skip_special, state_->decoding);
+  if (state_->parts->token(id)) state_->parts->decode(id, state_->skip_special, state_->decoding);
   return state_->take();
 }
 std::string TextStream::finish() {

@@ -62,8 +62,8 @@ class TextStream {
 
   // Tokens of a text that is there already: what push and finish return from then on comes after it.
   void follow(std::span<const int32_t> ids);
-  std::string push(int32_t id);
-  std::string finish();  // what is left; the next push begins a new text
+  std::string push(int32_t id);  // "" for an id that has no token: models may have more of them than tokenizers
+  std::string finish();          // what is left; the next push begins a new text
 
  private:
   struct State;

@@ -188,6 +188,18 @@ std::span<const float> Generator::logits(int64_t row) const {
   return logits_[size_t(row)];
 }
 
+void check_prompts(const Model& model, std::span<const std::vector<int32_t>> prompts) {
+  const int64_t context = model.context(), vocabulary = model.vocabulary();
+  for (size_t row = 0; row < prompts.size(); ++row) {
+    const std::string where = prompts.size() > 1 ? text("prompt ", row + 1, ": ") : std::string("prompt: ");
+    if (prompts[row].empty()) fail(where, "expected one token or more");
+    if (context && int64_t(prompts[row].size()) >= context)
+      fail(where, "expected fewer than the ", context, " tokens of the model's context, got ", prompts[row].size());
+    for (int32_t id : prompts[row])
+      if (id < 0 || id >= vocabulary) fail(where, "expected ids of 0 to ", vocabulary - 1, ", got ", id);
+  }
+}
+
 Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, const Generation& generation,
                    const std::function<bool(int64_t row, int32_t id)>& on_token) {
   using Clock = std::chrono::steady_clock;
@@ -195,16 +207,13 @@ Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, 
     return std::chrono::duration<double>(Clock::now() - from).count();
   };
   if (prompts.empty()) fail("generate: expected one prompt or more");
+  check_prompts(model, prompts);
   Generated result;
   size_t longest = 0;
   const int64_t context = model.context();
-  for (size_t row = 0; row < prompts.size(); ++row) {
-    longest = std::max(longest, prompts[row].size());
-    result.prompt_tokens += int64_t(prompts[row].size());
-    const std::string where = prompts.size() > 1 ? text("prompt ", row, ": ") : std::string("prompt: ");
-    if (prompts[row].empty()) fail(where, "expected one token or more");
-    if (context && int64_t(prompts[row].size()) >= context)
-      fail(where, "expected fewer than the ", context, " tokens of the model's context, got ", prompts[row].size());
+  for (const std::vector<int32_t>& prompt : prompts) {
+    longest = std::max(longest, prompt.size());
+    result.prompt_tokens += int64_t(prompt.size());
   }
   if (generation.tokens < 0) fail("generate: expected 0 tokens or more, got ", generation.tokens);
   result.ids.resize(prompts.size());

@@ -82,8 +82,11 @@ struct Generated {
   std::string profile = {};  // of the decode step's kernels, if asked for
 };
 
+// Throws Error for prompts that are empty, leave no room in the model's context or have tokens that it has not.
+void check_prompts(const Model& model, std::span<const std::vector<int32_t>> prompts);
+
 // Continues prompts of one token or more each. `on_token` is told of every new one; where it returns false, all ends.
-// Rows that would be longer than the model's context end there. Throws Error for prompts that leave no room.
+// Rows that would be longer than the model's context end there. Throws what check_prompts throws.
 Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, const Generation& generation,
                    const std::function<bool(int64_t row, int32_t id)>& on_token = {});
 

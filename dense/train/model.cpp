@@ -304,13 +304,13 @@ int64_t Model::weight_bytes() {
   return total;
 }
 
-std::optional<Dtype> weight_type(const std::string& name) {
+std::optional<Dtype> weight_type(const std::string& name, const std::string& prefix) {
   if (name == "as-stored") return {};
   if (name == "f32") return Dtype::f32;
   if (name == "bf16") return Dtype::bf16;
   if (name == "int8") return Dtype::q8;
   if (name == "int4") return Dtype::q4;
-  fail("dtype: expected as-stored, f32, bf16, int8 or int4, got ", name);
+  fail(prefix, "dtype: expected as-stored, f32, bf16, int8 or int4, got ", name);
 }
 
 void Model::convert(Dtype type) {

@@ -45,9 +45,9 @@ Page page() {
   return page;
 }
 
-// The type that weights are asked to have: f32, bf16, int8 (q8) or int4 (q4); none for as-stored. Throws Error for
-// other names.
-std::optional<Dtype> weight_type(const std::string& name);
+// The type that weights are asked to have: f32, bf16, int8 (q8) or int4 (q4); none for as-stored. Throws Error, which
+// starts with `prefix`, for other names.
+std::optional<Dtype> weight_type(const std::string& name, const std::string& prefix = {});
 
 // Of everything that can be trained, the settings of its optimizer.
 struct Optimizer {
