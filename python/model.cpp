@@ -205,9 +205,9 @@ std::unique_ptr<Shared> load(const std::filesystem::path& name, int threads, con
     const std::filesystem::path path = find_model(name.string());
     auto loaded = std::make_unique<Shared>(cli::page_of(model_type(path)), path, threads, warn);
     loaded->folder = path;
-    if (type) loaded->use([&](Model& m) { m.convert(*type); });
     return loaded;
   }();
+  if (type) model->use([&](Model& m) { m.convert(*type); });
   for (const std::string& line : warnings)
     if (PyErr_WarnEx(PyExc_UserWarning, line.c_str(), 1) != 0) throw py::error_already_set();  // made an error
   return model;
@@ -283,10 +283,16 @@ py::object generate_text(Shared& self, Object prompt, int64_t tokens, const Samp
       py::isinstance<py::list>(prompt) && py::len(prompt) > 0 && py::isinstance<py::str>(prompt.cast<py::list>()[0]);
   std::vector<std::string> texts;
   if (one_text) texts = {prompt.cast<std::string>()};
-  if (some_texts) texts = prompt.cast<std::vector<std::string>>();
+  if (some_texts)
+    for (const py::handle text : prompt) {
+      if (!py::isinstance<py::str>(text))
+        throw py::type_error("generate: prompt: expected texts alone in a list of them");
+      texts.push_back(text.cast<std::string>());
+    }
   if (self.folder.empty() && !texts.empty())
     fail("generate: expected token ids: only a model that was loaded has a tokenizer");
   if (!on_text.is_none() && !one_text) fail("generate: on_text: expected one text as prompt");
+  if (tokens < 0) fail("generate: tokens: expected 0 or more, got ", tokens);
   std::vector<std::vector<int32_t>> prompts;
   if (texts.empty()) {
     const Ints ids = integers("generate: prompt", prompt);

@@ -142,14 +142,15 @@ def test_errors(folder, model):
 
 def test_ctrl_c_ends_it(folder):
     program = f"""
-import dense, signal, sys, threading
+import dense, shutil, signal
 m = dense.init("llama", vocab_size=256, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
                num_attention_heads=2, max_position_embeddings=2_000_000)
 m.save({str(folder / "endless")!r})
+shutil.copy({str(folder / "tokenizer.json")!r}, {str(folder / "endless")!r})
 m = dense.load({str(folder / "endless")!r})
-import shutil; shutil.copy({str(folder / "tokenizer.json")!r}, {str(folder / "endless")!r})
+interrupt = lambda piece: signal.raise_signal(signal.SIGINT)
 try:
-    m.generate("Anna", 1_000_000, temperature=1, ignore_eos=True, on_text=lambda piece: signal.raise_signal(signal.SIGINT))
+    m.generate("Anna", 1_000_000, temperature=1, ignore_eos=True, on_text=interrupt)
 except KeyboardInterrupt:
     print("stopped")
 """
