@@ -178,8 +178,8 @@ TEST_F(Commands, GenerateDoesAsTheModelsGenerationConfigSays) {
       {{{"do_sample", true}, {"top_k", 1e30}}, "top_k: expected a whole number, got 1e+30"},
       {{{"repetition_penalty", 0}}, "repetition_penalty: expected more than 0, got 0"},
       {{{"do_sample", "yes"}}, "do_sample: expected true or false, got \"yes\""},
-      {{{"eos_token_id", "end"}}, "eos_token_id: expected whole numbers, got \"end\""},
-      {{{"eos_token_id", {3, 1.5}}}, "eos_token_id: expected whole numbers, got [3,1.5]"},
+      {{{"eos_token_id", "end"}}, "eos_token_id: expected a token or a list of tokens, got \"end\""},
+      {{{"eos_token_id", {3, 1.5}}}, "eos_token_id: expected a token or a list of tokens, got [3,1.5]"},
   };
   for (const auto& [config, says] : refused) {
     write("m/generation_config.json", config.dump());
@@ -522,7 +522,7 @@ TEST_F(Commands, ModelsAreFoundByNameInTheCacheOfHuggingFace) {
   const std::pair<const char*, std::string> cases[] = {
       {"other", expected + "other"},
       {"org/other", expected + "org/other"},
-      {"/org/tiny", expected + "/org/tiny"},
+      {"/org/tiny", "/org/tiny: expected the folder of a model, missing"},
       {"..", ""},
       {"org/../tiny", expected + "org/../tiny"},
       {"t.txt", expected + "t.txt"},

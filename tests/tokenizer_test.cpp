@@ -218,7 +218,7 @@ TEST(Tokenizer, IdsMustHaveTokens) {
   EXPECT_EQ(t.size(), 3);
   EXPECT_EQ(error_of([&] { t.decode(Ids{1, 3}); }), "decode: expected ids of tokens, from 0 to 2, got 3");
   EXPECT_EQ(error_of([&] { t.decode(Ids{-1}); }), "decode: expected ids of tokens, from 0 to 2, got -1");
-  EXPECT_EQ(error_of([&] { TextStream(t).push(7); }), "decode: expected ids of tokens, from 0 to 2, got 7");
+  EXPECT_EQ(TextStream(t).push(7), "");  // a model may have more
   EXPECT_EQ(t.id_of("b"), 2);
   EXPECT_EQ(t.id_of("c"), std::nullopt);
   EXPECT_EQ(t.token_of(1), "a");

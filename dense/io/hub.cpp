@@ -19,12 +19,15 @@ static std::filesystem::path cache() {
 
 std::filesystem::path find_model(const std::string& model) {
   if (std::filesystem::is_directory(model)) return model;
+  const bool is_path = model.starts_with('.') || model.starts_with('/') || model.ends_with('/');
+  if (is_path)
+    fail(model, ": expected the folder of a model, ", std::filesystem::exists(model) ? "got a file" : "missing");
   const size_t at = model.find('@');
   const std::string revision = at == std::string::npos ? "main" : model.substr(at + 1);
   std::string name = "models--" + model.substr(0, at);
   if (const size_t slash = name.find('/'); slash != std::string::npos) name.replace(slash, 1, "--");
   const bool is_name = !model.empty() && name.find('/') == std::string::npos && name.find("..") == std::string::npos &&
-                       revision.find("..") == std::string::npos;
+                       revision.find("..") == std::string::npos && !revision.starts_with('/');
   const std::filesystem::path folder = cache() / name;
   if (!is_name || !std::filesystem::is_directory(folder))
     fail("model: expected a folder, or a name in the cache ", shown(cache().string()), ", got ", shown(model));

@@ -7,7 +7,8 @@
 namespace dense {
 
 // `model` where it is a folder; else the snapshot of that name in the local cache of the Hub ("gpt2",
-// "org/name", "org/name@revision"): HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub. Nothing is downloaded. Throws
+// "org/name", "org/name@revision"): HF_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME/huggingface/hub or
+// ~/.cache/huggingface/hub. Nothing is downloaded. Throws
 // Error that says where it looked.
 std::filesystem::path find_model(const std::string& model);
 

@@ -306,7 +306,7 @@ def test_a_config_that_does_not_fit_is_named():
 
 
 def test_a_folder_that_does_not_fit_is_named(tmp_path):
-    with raises(dense.Error, f"{tmp_path}/none/config.json: cannot open: No such file or directory"):
+    with raises(dense.Error, f"{tmp_path}/none: expected the folder of a model, missing"):
         dense.load(tmp_path / "none")
     new().save(tmp_path)
     file = tmp_path / "config.json"
