@@ -3,7 +3,8 @@
 #include "models/gpt2.h"
 #include "models/llama.h"
 #include "models/microgpt.h"
+#include "models/mistral.h"
 
 std::vector<dense::Page> dense::cli::pages() {
-  return {page<gpt2::Config>(), page<llama::Config>(), page<microgpt::Config>()};
+  return {page<gpt2::Config>(), page<llama::Config>(), page<microgpt::Config>(), page<mistral::Config>()};
 }

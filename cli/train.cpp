@@ -90,6 +90,8 @@ int train_command(const Call& call) {
       if (field.name == "n_head" || field.name == "num_attention_heads") **value = std::min(**value, 4);
       for (const char* longest : {"n_positions", "block_size", "max_position_embeddings"})
         if (field.name == longest) **value = time;  // what is not trained is of no use
+    } else if (auto* const number = std::get_if<std::optional<int>*>(&field.value)) {
+      if (field.name == "num_key_value_heads" && **number) **number = std::min(***number, 4);
     } else if (auto* const tokens = std::get_if<TokenIds*>(&field.value)) {
       **tokens = {};  // bytes have no such meaning
     }

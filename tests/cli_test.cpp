@@ -19,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "cli/pages.h"
 #include "cli/trace.h"
 #include "dense/io/safetensors.h"
 #include "examples/microgpt.h"
@@ -308,8 +309,8 @@ TEST_F(Cli, TrainingAPageLearnsAndLeavesAFolderLikeHuggingFaces) {
 }
 
 TEST_F(Cli, EveryPageIsSmallEnoughToBeTriedAtOnce) {
-  for (const char* model : {"gpt2", "llama", "microgpt"}) {
-    const Args call = {"train", "--model_type", model, "--data", "names.txt", "--time", "8", "--batch", "2"};
+  for (const dense::Page& page : dense::cli::pages()) {
+    const Args call = {"train", "--model_type", page.model_type, "--data", "names.txt", "--time", "8", "--batch", "2"};
     const Outcome outcome = run(call + Args{"--steps", "2"});
     EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
     EXPECT_TRUE(contains(outcome.err, "trained 2 of 2 steps")) << outcome.err;
@@ -325,15 +326,21 @@ TEST_F(Cli, CtrlCEndsTheTrainingOfAPageAndSavesIt) {
   EXPECT_TRUE(fs::exists(folder / "m/config.json") && fs::exists(folder / "m/model.safetensors"));
 }
 
+std::string one_of_the_pages() {
+  std::string names;
+  for (const dense::Page& page : dense::cli::pages()) names += (names.empty() ? "" : ", ") + page.model_type;
+  return "expected one of " + names;
+}
+
 TEST_F(Cli, RefusesToTrainAPageOnWhatDoesNotFit) {
-  const std::pair<Args, const char*> cases[] = {
+  const std::pair<Args, std::string> cases[] = {
       {{"--precision", "f16"}, "--precision: expected f32 or bf16, got f16"},
       {{"--model.n_heads", "2"}, "unknown flag --model.n_heads; did you mean --model.n_head?"},
       {{"--model.n_layer", "0"}, "--model.n_layer: expected 1 or more, got 0"},
       {{"--model.n_head", "3"}, "gpt2: n_head: expected a divisor of n_embd = 128, got 3"},
       {{"--model.activation_function", "gelo"}, "activation: expected one of gelu, "},
       {{"--model.tie_word_embeddings", "yes"}, "--model.tie_word_embeddings: expected true or false, got \"yes\""},
-      {{"--model_type", "gpt3"}, "model_type: expected one of gpt2, llama, microgpt, got gpt3"},
+      {{"--model_type", "gpt3"}, "model_type: " + one_of_the_pages() + ", got gpt3"},
       {{"--data", "none.txt"}, "none.txt"},
       {{"--time", "1000"}, "--data: expected 1000 bytes or more, got "},
       {{"--out", "names.txt"}, "--out: names.txt: expected a folder"},
@@ -492,9 +499,9 @@ TEST_F(Cli, CtrlCEndsInitAndLeavesNothing) {
 }
 
 TEST_F(Cli, RefusesToInitWhatDoesNotFit) {
-  const std::pair<Args, const char*> cases[] = {
-      {{"m"}, "--model: expected one of gpt2, llama, microgpt, missing"},
-      {{"--model", "gpt3", "m"}, "model_type: expected one of gpt2, llama, microgpt, got gpt3"},
+  const std::pair<Args, std::string> cases[] = {
+      {{"m"}, "--model: " + one_of_the_pages() + ", missing"},
+      {{"--model", "gpt3", "m"}, "model_type: " + one_of_the_pages() + ", got gpt3"},
       {{"--model", "llama"}, "expected OUT_DIR (see dense init --help)"},
       {{"--model", "llama", "a", "b"}, "unexpected argument \"b\" (see dense init --help)"},
       {{"--model", "llama", "--n_layer", "2", "m"}, "unknown flag --n_layer"},

@@ -23,7 +23,7 @@ using namespace dense;
 namespace fs = std::filesystem;
 using Args = std::vector<std::string>;
 
-const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3"};
+const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -365,6 +365,35 @@ TEST_F(Forward, LlamaConfigsThatDoNotFitAreRefusedByFieldAndValue) {
   untied.config["tie_word_embeddings"] = false;
   expect_refused(untied.write(folder, "changed"), fixture("llama3") + "/inputs.safetensors",
                  "lm_head.weight: expected (192, 64), missing");
+}
+
+// The same weights by another name.
+TEST_F(Forward, AMistralThatSeesEverythingIsALlama) {
+  const std::string inputs = fixture("llama") + "/inputs.safetensors", want = outputs(fixture("llama"), inputs);
+  Changed mistral("llama");
+  mistral.config["model_type"] = "mistral";
+  for (const char* name : {"attention_bias", "mlp_bias"}) mistral.config.erase(name);
+  for (const auto& [window, same] : {std::pair<nlohmann::json, bool>(nullptr, true), {24, true}, {23, false}}) {
+    mistral.config["sliding_window"] = window;
+    EXPECT_EQ(outputs(mistral.write(folder, "mistral"), inputs) == want, same) << window;
+  }
+}
+
+TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
+  const std::tuple<const char*, const char*, nlohmann::json, const char*> changes[] = {
+      {"mistral",
+       "rope_scaling",
+       {{"type", "linear"}},
+       "mistral: rope_scaling.rope_type: expected default, got linear"},
+      {"mistral", "sliding_window", 0, "sliding_window: expected 1 or more, got 0"},
+      {"mistral", "num_key_value_heads", 3, "mistral: num_key_value_heads: expected a divisor of num_attention_heads"},
+      {"mistral", "num_key_value_heads", nullptr, "k_proj.weight: expected (64, 64), got (32, 64)"},
+      {"mistral", "head_dim", 15, "mistral: head_dim: expected an even number, got 15"}};
+  for (const auto& [name, field, value, says] : changes) {
+    Changed changed(name);
+    changed.config[field] = value;
+    expect_refused(changed.write(folder, "changed"), fixture(name) + "/inputs.safetensors", says);
+  }
 }
 
 // Some tied checkpoints hold the copy nonetheless.

@@ -1,0 +1,99 @@
+// Mistral: Llama whose attention looks back no further than a window, layer upon layer of which still see far.
+// Jiang et al. 2023, arXiv:2310.06825. Names are those of Hugging Face's MistralForCausalLM.
+#pragma once
+
+#include "dense/dense.h"
+
+namespace mistral {
+using namespace dense;
+
+struct Config {
+  int vocab_size = 32000, hidden_size = 4096, intermediate_size = 14336, num_hidden_layers = 32;  // Mistral 7B
+  int num_attention_heads = 32, max_position_embeddings = 131072;
+  std::optional<int> num_key_value_heads = 8, head_dim;  // else num_attention_heads, hidden_size / num_attention_heads
+  std::optional<int> sliding_window = 4096;              // else everything is seen
+  std::string hidden_act = "silu";
+  double rms_norm_eps = 1e-6, rope_theta = 10000, initializer_range = 0.02, attention_dropout = 0;
+  bool tie_word_embeddings = false;
+  TokenIds bos_token_id{{1}}, eos_token_id{{2}}, pad_token_id;
+  std::optional<std::string> rope_type, old_rope_type;  // else default
+
+  static constexpr const char* model_type = "mistral";
+  static constexpr const char* architecture = "MistralForCausalLM";
+  static constexpr bool causal = true;          // scored on the token that comes next
+  static constexpr const char* base = "model";  // the prefix that files may lack
+  static constexpr const char* inert_tensors[] = {"rotary_emb.inv_freq", "lm_head.weight"};
+  int context() const { return max_position_embeddings; }
+  void fields(auto&& f) {
+    f("vocab_size", vocab_size, "tokens in the vocabulary", 1);
+    f("hidden_size", hidden_size, "width", 1);
+    f("intermediate_size", intermediate_size, "width inside the MLP", 1);
+    f("num_hidden_layers", num_hidden_layers, "blocks", 1);
+    f("num_attention_heads", num_attention_heads, "heads of queries", 1);
+    f("num_key_value_heads", num_key_value_heads, "heads of keys and values; must divide num_attention_heads", 1);
+    f("head_dim", head_dim, "width of a head; hidden_size / num_attention_heads when it is not given", 2);
+    f("sliding_window", sliding_window, "tokens that one sees, itself and those before; null: all of them", 1);
+    f("max_position_embeddings", max_position_embeddings, "longest sequence trained on", 1);
+    f("hidden_act", hidden_act, "of the MLP's gate");
+    f("rms_norm_eps", rms_norm_eps, "added to mean squares");
+    f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
+    f("rope_scaling.rope_type", rope_type, "frequencies: only default is supported");
+    f("rope_scaling.type", old_rope_type, "the same, as older files name it");
+    f("attention_dropout", attention_dropout, "dropout of attention weights, in training: only 0 is supported there");
+    f("initializer_range", initializer_range, "standard deviation of new weights");
+    f("tie_word_embeddings", tie_word_embeddings, "use embed_tokens for the output, too");
+    f("bos_token_id", bos_token_id, "token that begins a text");
+    f("eos_token_id", eos_token_id, "token, or tokens, that end one");
+    f("pad_token_id", pad_token_id, "token after the end of one");
+  }
+};
+
+// copied from llama.h: norm
+inline Tensor norm(const Config& c, Weights w, Tensor x) {
+  return rms_norm(x, c.rms_norm_eps) * w("weight", {c.hidden_size}, ones);
+}
+
+inline Tensor linear(const Config& c, Weights w, Tensor x, int64_t out) {  // weights (out, in)
+  return matmul(x, w("weight", {out, x.size(-1)}, normal(c.initializer_range)).t());
+}
+
+inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const Rotation& turn, int64_t D) {
+  const int64_t H = c.num_attention_heads, H_kv = c.num_key_value_heads.value_or(c.num_attention_heads);
+  if (H % H_kv) fail("mistral: num_key_value_heads: expected a divisor of num_attention_heads = ", H, ", got ", H_kv);
+  const auto heads = [&](const char* name, int64_t n) {  // (B, T, n, D)
+    return rearrange<"b t (h d) -> b t h d", "h">(linear(c, w[name], x, n * D), n);
+  };
+  const Tensor q = rope(heads("q_proj", H), turn), k = rope(heads("k_proj", H_kv), turn), v = heads("v_proj", H_kv);
+  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D)), .window = c.sliding_window.value_or(0)});
+  return linear(c, w["o_proj"], rearrange<"b t h d -> b t (h d)">(y), c.hidden_size);  // y (B, T, H, D)
+}
+
+inline Tensor mlp(const Config& c, Weights w, Tensor x) {  // (B, T, C)
+  const Tensor gate = activation(c.hidden_act, linear(c, w["gate_proj"], x, c.intermediate_size));
+  return linear(c, w["down_proj"], gate * linear(c, w["up_proj"], x, c.intermediate_size), c.hidden_size);
+}
+
+inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)
+  const int64_t V = c.vocab_size, C = c.hidden_size, H = c.num_attention_heads;
+  if (!c.head_dim && C % H) fail("mistral: num_attention_heads: expected a divisor of hidden_size = ", C, ", got ", H);
+  const int64_t D = c.head_dim ? *c.head_dim : C / H;
+  if (D % 2) fail("mistral: head_dim: expected an even number, got ", D);
+  const std::string scaling = c.old_rope_type.value_or(c.rope_type.value_or("default"));
+  if (scaling != "default") fail("mistral: rope_scaling.rope_type: expected default, got ", scaling);
+  if (ctx.dropout_key && c.attention_dropout > 0)
+    fail("mistral: attention_dropout: expected 0 in training, got ", c.attention_dropout);
+  const Rotation turn = rotation(ctx.positions(ids), rope_frequencies(D, c.rope_theta));
+  const Weights base = w["model"];
+  const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));
+  Tensor x = gather(embed_tokens, ids);  // (B, T, C)
+  for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const Weights layer = base["layers"][i];
+    x = x + attend(c, layer["self_attn"], norm(c, layer["input_layernorm"], x), ctx, turn, D);
+    x = x + mlp(c, layer["mlp"], norm(c, layer["post_attention_layernorm"], x));
+  }
+  x = ctx.last(ctx.keep("last_hidden_state", norm(c, base["norm"], x)));
+  return matmul(
+      x, (c.tie_word_embeddings ? embed_tokens : w["lm_head"]("weight", {V, C}, normal(c.initializer_range))).t());
+}
+
+}  // namespace mistral
