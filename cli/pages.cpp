@@ -4,7 +4,9 @@
 #include "models/llama.h"
 #include "models/microgpt.h"
 #include "models/mistral.h"
+#include "models/qwen2.h"
 
 std::vector<dense::Page> dense::cli::pages() {
-  return {page<gpt2::Config>(), page<llama::Config>(), page<microgpt::Config>(), page<mistral::Config>()};
+  return {page<gpt2::Config>(), page<llama::Config>(), page<microgpt::Config>(), page<mistral::Config>(),
+          page<qwen2::Config>()};
 }

@@ -23,7 +23,7 @@ using namespace dense;
 namespace fs = std::filesystem;
 using Args = std::vector<std::string>;
 
-const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral"};
+const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -379,6 +379,37 @@ TEST_F(Forward, AMistralThatSeesEverythingIsALlama) {
   }
 }
 
+TEST_F(Forward, AQwen2OfAWindowAndNoBiasesIsAMistral) {
+  const std::string inputs = fixture("mistral") + "/inputs.safetensors";
+  Changed mistral("mistral"), qwen2("mistral");
+  qwen2.config["model_type"] = "qwen2";
+  qwen2.config["sliding_window"] = 8;
+  qwen2.config.erase("head_dim");
+  for (const int layer : {0, 1})
+    for (const auto& [name, size] : {std::pair("q", 64), {"k", 32}, {"v", 32}})
+      qwen2.tensors.push_back(
+          tensor<float>("model.layers." + std::to_string(layer) + ".self_attn." + name + "_proj.bias", "F32", {size},
+                        std::vector<float>(size_t(size), 0)));
+  const auto logits = [&](const Changed& model) {
+    outputs(model.write(folder, "model"), inputs, {});
+    return to_f32(read_safetensors(folder / "outputs.safetensors").at("logits"));
+  };
+  const std::vector<float> windowed = logits(mistral);
+  mistral.config["sliding_window"] = nullptr;
+  const std::vector<float> whole = logits(mistral);
+  EXPECT_EQ(logits(qwen2), whole);  // use_sliding_window is false
+  qwen2.config["use_sliding_window"] = true;
+  EXPECT_EQ(logits(qwen2), whole);  // max_window_layers is 28
+  qwen2.config["max_window_layers"] = 0;
+  EXPECT_EQ(logits(qwen2), windowed);
+  qwen2.config["max_window_layers"] = 1;
+  const std::vector<float> upper = logits(qwen2);
+  EXPECT_TRUE(upper != whole && upper != windowed);
+  qwen2.config["layer_types"] = {"full_attention", "sliding_attention"};
+  qwen2.config["max_window_layers"] = 0;
+  EXPECT_EQ(logits(qwen2), upper);
+}
+
 TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
   const std::tuple<const char*, const char*, nlohmann::json, const char*> changes[] = {
       {"mistral",
@@ -388,7 +419,12 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"mistral", "sliding_window", 0, "sliding_window: expected 1 or more, got 0"},
       {"mistral", "num_key_value_heads", 3, "mistral: num_key_value_heads: expected a divisor of num_attention_heads"},
       {"mistral", "num_key_value_heads", nullptr, "k_proj.weight: expected (64, 64), got (32, 64)"},
-      {"mistral", "head_dim", 15, "mistral: head_dim: expected an even number, got 15"}};
+      {"mistral", "head_dim", 15, "mistral: head_dim: expected an even number, got 15"},
+      {"qwen2", "rope_scaling", {{"type", "yarn"}}, "qwen2: rope_scaling.rope_type: expected default, linear, dynamic"},
+      {"qwen2", "num_attention_heads", 3, "qwen2: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
+      {"qwen2", "num_key_value_heads", 3, "qwen2: num_key_value_heads: expected a divisor of num_attention_heads = 4"},
+      {"qwen2", "tie_word_embeddings", false, "lm_head.weight: expected (160, 64), missing"},
+      {"qwen2", "max_window_layers", -1, "max_window_layers: expected 0 or more, got -1"}};
   for (const auto& [name, field, value, says] : changes) {
     Changed changed(name);
     changed.config[field] = value;

@@ -1,0 +1,151 @@
+// Qwen2: Llama with biases on queries, keys and values, and in the upper blocks, where that is asked for, a window.
+// Yang et al. 2024, arXiv:2407.10671; Qwen2.5: arXiv:2412.15115. Names are those of Hugging Face's Qwen2ForCausalLM.
+#pragma once
+
+#include "dense/dense.h"
+
+namespace qwen2 {
+using namespace dense;
+
+struct Config {
+  int vocab_size = 151936, hidden_size = 4096, intermediate_size = 22016, num_hidden_layers = 32;  // Hugging Face's
+  int num_attention_heads = 32, max_position_embeddings = 32768, max_window_layers = 28;
+  std::optional<int> num_key_value_heads = 32, sliding_window = 4096;  // else num_attention_heads, none
+  bool use_sliding_window = false, tie_word_embeddings = false;
+  std::optional<std::vector<std::string>> layer_types;  // else as max_window_layers says
+  std::string hidden_act = "silu";
+  double rms_norm_eps = 1e-6, rope_theta = 10000, initializer_range = 0.02, attention_dropout = 0;
+  TokenIds bos_token_id, eos_token_id, pad_token_id;
+  std::optional<std::string> rope_type, old_rope_type;  // else default
+  std::optional<double> rope_factor, low_freq_factor, high_freq_factor;
+  std::optional<int> original_max_position_embeddings;
+
+  static constexpr const char* model_type = "qwen2";
+  static constexpr const char* architecture = "Qwen2ForCausalLM";
+  static constexpr bool causal = true;          // scored on the token that comes next
+  static constexpr const char* base = "model";  // the prefix that files may lack
+  static constexpr const char* inert_tensors[] = {"rotary_emb.inv_freq", "lm_head.weight"};
+  int context() const { return max_position_embeddings; }
+  void fields(auto&& f) {
+    f("vocab_size", vocab_size, "tokens in the vocabulary", 1);
+    f("hidden_size", hidden_size, "width", 1);
+    f("intermediate_size", intermediate_size, "width inside the MLP", 1);
+    f("num_hidden_layers", num_hidden_layers, "blocks", 1);
+    f("num_attention_heads", num_attention_heads, "heads of queries; must divide hidden_size", 1);
+    f("num_key_value_heads", num_key_value_heads, "heads of keys and values; must divide num_attention_heads", 1);
+    f("use_sliding_window", use_sliding_window, "whether sliding_window matters");
+    f("sliding_window", sliding_window, "tokens that one sees, itself and those before; null: all of them", 1);
+    f("max_window_layers", max_window_layers, "the first so many blocks see everything", 0);
+    f("layer_types", layer_types, "full_attention or sliding_attention, for each block, in place of max_window_layers");
+    f("max_position_embeddings", max_position_embeddings, "longest sequence trained on", 1);
+    f("hidden_act", hidden_act, "of the MLP's gate");
+    f("rms_norm_eps", rms_norm_eps, "added to mean squares");
+    f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
+    f("rope_scaling.rope_type", rope_type, "frequencies: default, linear, dynamic or llama3");
+    f("rope_scaling.type", old_rope_type, "the same, as older files name it");
+    f("rope_scaling.factor", rope_factor, "how much slower linear and llama3 turn", 0);
+    f("rope_scaling.low_freq_factor", low_freq_factor, "llama3: slow are pairs of fewer turns than this", 0);
+    f("rope_scaling.high_freq_factor", high_freq_factor, "llama3: fast ones, kept, are those of more turns", 0);
+    f("rope_scaling.original_max_position_embeddings", original_max_position_embeddings, "llama3: in so many tokens",
+      1);
+    f("attention_dropout", attention_dropout, "dropout of attention weights, in training: only 0 is supported there");
+    f("initializer_range", initializer_range, "standard deviation of new weights");
+    f("tie_word_embeddings", tie_word_embeddings, "use embed_tokens for the output, too");
+    f("bos_token_id", bos_token_id, "token that begins a text");
+    f("eos_token_id", eos_token_id, "token, or tokens, that end one");
+    f("pad_token_id", pad_token_id, "token after the end of one");
+  }
+};
+
+// How far each pair of a head's elements turns from one token to the next.
+// copied from llama.h: frequencies with llama: -> qwen2:
+inline std::vector<float> frequencies(const Config& c, int64_t D) {
+  std::vector<float> f = rope_frequencies(D, c.rope_theta);
+  const std::string type = c.old_rope_type.value_or(c.rope_type.value_or("default"));
+  if (type == "default" || type == "dynamic") return f;  // dynamic: see forward
+  if (type != "linear" && type != "llama3")
+    fail("qwen2: rope_scaling.rope_type: expected default, linear, dynamic or llama3, got ", type);
+  const auto given = [](const char* name, const auto& value) {
+    if (!value) fail("qwen2: rope_scaling.", name, ": expected a number, missing");
+    return float(*value);
+  };
+  const float factor = given("factor", c.rope_factor);
+  if (type == "linear") {
+    for (float& x : f) x /= factor;
+    return f;
+  }
+  const float low = given("low_freq_factor", c.low_freq_factor), high = given("high_freq_factor", c.high_freq_factor);
+  const float length = given("original_max_position_embeddings", c.original_max_position_embeddings);
+  for (float& x : f) {
+    const float wave = float(2 * std::numbers::pi) / x, share = (length / wave - low) / (high - low);
+    if (wave > length / low) x /= factor;
+    else if (wave >= length / high) x = (1 - share) * x / factor + share * x;
+  }
+  return f;
+}
+
+// How many tokens one sees in this block; 0: all of them.
+inline int64_t window(const Config& c, int layer) {
+  if (!c.use_sliding_window) return 0;
+  if (!c.layer_types) return layer < c.max_window_layers ? 0 : c.sliding_window.value_or(0);
+  if (int(c.layer_types->size()) != c.num_hidden_layers)
+    fail("qwen2: layer_types: expected ", c.num_hidden_layers, " of them, got ", c.layer_types->size());
+  const std::string& type = (*c.layer_types)[size_t(layer)];
+  if (type != "full_attention" && type != "sliding_attention")
+    fail("qwen2: layer_types: expected full_attention or sliding_attention, got ", type);
+  return type == "full_attention" ? 0 : c.sliding_window.value_or(0);
+}
+
+// copied from llama.h: norm
+inline Tensor norm(const Config& c, Weights w, Tensor x) {
+  return rms_norm(x, c.rms_norm_eps) * w("weight", {c.hidden_size}, ones);
+}
+
+// copied from mistral.h: linear
+inline Tensor linear(const Config& c, Weights w, Tensor x, int64_t out) {  // weights (out, in)
+  return matmul(x, w("weight", {out, x.size(-1)}, normal(c.initializer_range)).t());
+}
+
+inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const Rotation& turn, int layer) {
+  const int64_t H = c.num_attention_heads, H_kv = c.num_key_value_heads.value_or(c.num_attention_heads);
+  if (H % H_kv) fail("qwen2: num_key_value_heads: expected a divisor of num_attention_heads = ", H, ", got ", H_kv);
+  const int64_t D = c.hidden_size / H;
+  const auto heads = [&](const char* name, int64_t n) {  // (B, T, n, D)
+    const Tensor y = linear(c, w[name], x, n * D) + w[name]("bias", {n * D}, zeros);
+    return rearrange<"b t (h d) -> b t h d", "h">(y, n);
+  };
+  const Tensor q = rope(heads("q_proj", H), turn), k = rope(heads("k_proj", H_kv), turn), v = heads("v_proj", H_kv);
+  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D)), .window = window(c, layer)});
+  return linear(c, w["o_proj"], rearrange<"b t h d -> b t (h d)">(y), c.hidden_size);  // y (B, T, H, D)
+}
+
+// copied from mistral.h: mlp
+inline Tensor mlp(const Config& c, Weights w, Tensor x) {  // (B, T, C)
+  const Tensor gate = activation(c.hidden_act, linear(c, w["gate_proj"], x, c.intermediate_size));
+  return linear(c, w["down_proj"], gate * linear(c, w["up_proj"], x, c.intermediate_size), c.hidden_size);
+}
+
+inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)
+  const int64_t T = ids.size(1), V = c.vocab_size, C = c.hidden_size, H = c.num_attention_heads;
+  if (C % H) fail("qwen2: num_attention_heads: expected a divisor of hidden_size = ", C, ", got ", H);
+  if (C / H % 2) fail("qwen2: num_attention_heads: expected heads of an even width, got ", C / H);
+  if (c.old_rope_type.value_or(c.rope_type.value_or("")) == "dynamic" && T > c.max_position_embeddings)
+    fail("qwen2: expected at most max_position_embeddings = ", c.max_position_embeddings, " tokens, got ", T,
+         ": longer ones are not supported where rope_type is dynamic");
+  if (ctx.dropout_key && c.attention_dropout > 0)
+    fail("qwen2: attention_dropout: expected 0 in training, got ", c.attention_dropout);
+  const Rotation turn = rotation(ctx.positions(ids), frequencies(c, C / H));
+  const Weights base = w["model"];
+  const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));
+  Tensor x = gather(embed_tokens, ids);  // (B, T, C)
+  for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const Weights layer = base["layers"][i];
+    x = x + attend(c, layer["self_attn"], norm(c, layer["input_layernorm"], x), ctx, turn, i);
+    x = x + mlp(c, layer["mlp"], norm(c, layer["post_attention_layernorm"], x));
+  }
+  x = ctx.last(ctx.keep("last_hidden_state", norm(c, base["norm"], x)));
+  return matmul(
+      x, (c.tie_word_embeddings ? embed_tokens : w["lm_head"]("weight", {V, C}, normal(c.initializer_range))).t());
+}
+
+}  // namespace qwen2
