@@ -1,5 +1,6 @@
 #include "cli/pages.h"
 
+#include "models/gemma.h"
 #include "models/gpt2.h"
 #include "models/llama.h"
 #include "models/microgpt.h"
@@ -7,6 +8,6 @@
 #include "models/qwen2.h"
 
 std::vector<dense::Page> dense::cli::pages() {
-  return {page<gpt2::Config>(), page<llama::Config>(), page<microgpt::Config>(), page<mistral::Config>(),
-          page<qwen2::Config>()};
+  return {page<gpt2::Config>(),     page<gemma::Config>(),   page<llama::Config>(),
+          page<microgpt::Config>(), page<mistral::Config>(), page<qwen2::Config>()};
 }

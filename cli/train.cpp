@@ -88,6 +88,7 @@ int train_command(const Call& call) {
       if (field.name == "n_embd" || field.name == "hidden_size") **value = std::min(**value, 128);
       if (field.name == "intermediate_size") **value = std::min(**value, 352);
       if (field.name == "n_head" || field.name == "num_attention_heads") **value = std::min(**value, 4);
+      if (field.name == "head_dim") **value = std::min(**value, 32);
       for (const char* longest : {"n_positions", "block_size", "max_position_embeddings"})
         if (field.name == longest) **value = time;  // what is not trained is of no use
     } else if (auto* const number = std::get_if<std::optional<int>*>(&field.value)) {

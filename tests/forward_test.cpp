@@ -23,7 +23,7 @@ using namespace dense;
 namespace fs = std::filesystem;
 using Args = std::vector<std::string>;
 
-const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2"};
+const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -424,7 +424,12 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"qwen2", "num_attention_heads", 3, "qwen2: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
       {"qwen2", "num_key_value_heads", 3, "qwen2: num_key_value_heads: expected a divisor of num_attention_heads = 4"},
       {"qwen2", "tie_word_embeddings", false, "lm_head.weight: expected (160, 64), missing"},
-      {"qwen2", "max_window_layers", -1, "max_window_layers: expected 0 or more, got -1"}};
+      {"qwen2", "max_window_layers", -1, "max_window_layers: expected 0 or more, got -1"},
+      {"gemma", "rope_scaling", {{"type", "linear"}}, "gemma: rope_scaling.rope_type: expected default, got linear"},
+      {"gemma", "use_bidirectional_attention", true, "gemma: use_bidirectional_attention: expected false, got true"},
+      {"gemma", "head_dim", 25, "gemma: head_dim: expected an even number, got 25"},
+      {"gemma", "num_key_value_heads", 3, "gemma: num_key_value_heads: expected a divisor of num_attention_heads = 4"},
+      {"gemma", "attention_bias", true, "self_attn.q_proj.bias: expected (96), missing"}};
   for (const auto& [name, field, value, says] : changes) {
     Changed changed(name);
     changed.config[field] = value;
