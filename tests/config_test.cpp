@@ -308,24 +308,30 @@ TEST(Config, TokensAreNoneOneOrSeveralAndStayAsTheyAreWritten) {
 }
 
 struct Rope {
-  double rope_theta = 1;
+  double rope_theta = 1, partial_rotary_factor = 1;
   std::optional<std::string> type;
-  void fields(auto&& f) { f("rope_theta", rope_theta, ""), f("rope_scaling.rope_type", type, ""); }
+  void fields(auto&& f) {
+    f("rope_theta", rope_theta, ""), f("partial_rotary_factor", partial_rotary_factor, "");
+    f("rope_scaling.rope_type", type, "");
+  }
 };
 
 TEST(Config, RopeParametersOfNewerFilesAreReadAsOlderOnesSpellThem) {
   const TemporaryFolder folder;
-  const std::string path = folder.write("c", R"({"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3"}})");
+  const std::string path = folder.write(
+      "c", R"({"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5, "rope_type": "llama3"}})");
   Rope rope;
   std::vector<std::string> warnings;
   const Warn warn = [&](const std::string& line) { warnings.push_back(line); };
   read_config(path, rope, warn);
   EXPECT_EQ(rope.rope_theta, 5e5);
+  EXPECT_EQ(rope.partial_rotary_factor, 0.5);
   EXPECT_EQ(rope.type, "llama3");
   EXPECT_EQ(warnings.size(), 0);
   write_config(folder / "d", rope, "m", path);
   EXPECT_EQ(contents(folder / "d"), R"({
   "rope_theta": 5e5,
+  "partial_rotary_factor": 0.5,
   "rope_scaling": {
     "rope_type": "llama3"
   },

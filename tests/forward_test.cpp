@@ -23,7 +23,8 @@ using namespace dense;
 namespace fs = std::filesystem;
 using Args = std::vector<std::string>;
 
-const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma"};
+const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma",
+                             "phi3"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -429,7 +430,13 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"gemma", "use_bidirectional_attention", true, "gemma: use_bidirectional_attention: expected false, got true"},
       {"gemma", "head_dim", 25, "gemma: head_dim: expected an even number, got 25"},
       {"gemma", "num_key_value_heads", 3, "gemma: num_key_value_heads: expected a divisor of num_attention_heads = 4"},
-      {"gemma", "attention_bias", true, "self_attn.q_proj.bias: expected (96), missing"}};
+      {"gemma", "attention_bias", true, "self_attn.q_proj.bias: expected (96), missing"},
+      {"phi3", "rope_scaling", {{"type", "linear"}}, "phi3: rope_scaling.rope_type: expected default, longrope, su or"},
+      {"phi3", "rope_scaling", {{"type", "su"}}, "phi3: rope_scaling.short_factor: expected 8 numbers, got 0"},
+      {"phi3", "rope_scaling", {{"type", "su"}, {"short_factor", {1, 2}}}, "short_factor: expected 8 numbers, got 2"},
+      {"phi3", "partial_rotary_factor", 0.2, "phi3: partial_rotary_factor: expected an even number of a head's 16"},
+      {"phi3", "num_attention_heads", 3, "phi3: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
+      {"phi3", "num_key_value_heads", 3, "phi3: num_key_value_heads: expected a divisor of num_attention_heads = 4"}};
   for (const auto& [name, field, value, says] : changes) {
     Changed changed(name);
     changed.config[field] = value;

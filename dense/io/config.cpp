@@ -30,8 +30,8 @@ constexpr std::string_view never_matter[] = {
     // clang-format on
 };
 
-// Since its version 5 transformers writes rope_theta and rope_scaling as one object, rope_parameters. (Where that holds
-// more objects, a page must know what they are.)
+// Since its version 5 transformers writes rope_theta, partial_rotary_factor and rope_scaling as one object,
+// rope_parameters. (Where that holds more objects, a page must know what they are.)
 void split_rope_parameters(Json& root) {
   const auto is = [](const Json& item) { return item.name == "rope_parameters" && item.kind == Json::object; };
   const auto found = std::ranges::find_if(root.items, is);
@@ -42,9 +42,10 @@ void split_rope_parameters(Json& root) {
   const auto add = [&](Json item) {
     if (!root.find(item.name)) root.items.push_back(std::move(item));
   };
+  const auto apart = [](const Json& item) { return item.name == "rope_theta" || item.name == "partial_rotary_factor"; };
   for (const Json& item : scaling.items)
-    if (item.name == "rope_theta") add(item);
-  std::erase_if(scaling.items, [](const Json& item) { return item.name == "rope_theta"; });
+    if (apart(item)) add(item);
+  std::erase_if(scaling.items, apart);
   scaling.name = "rope_scaling";
   if (!scaling.items.empty()) add(std::move(scaling));
 }
