@@ -5,10 +5,11 @@
 #include "models/llama.h"
 #include "models/microgpt.h"
 #include "models/mistral.h"
+#include "models/olmo2.h"
 #include "models/phi3.h"
 #include "models/qwen2.h"
 
 std::vector<dense::Page> dense::cli::pages() {
   return {page<gpt2::Config>(),    page<gemma::Config>(), page<llama::Config>(), page<microgpt::Config>(),
-          page<mistral::Config>(), page<phi3::Config>(),  page<qwen2::Config>()};
+          page<mistral::Config>(), page<olmo2::Config>(), page<phi3::Config>(),  page<qwen2::Config>()};
 }

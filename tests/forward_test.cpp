@@ -23,8 +23,8 @@ using namespace dense;
 namespace fs = std::filesystem;
 using Args = std::vector<std::string>;
 
-const char* const cases[] = {"gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma",
-                             "phi3"};
+const char* const cases[] = {
+    "gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma", "phi3", "olmo2"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -436,7 +436,11 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"phi3", "rope_scaling", {{"type", "su"}, {"short_factor", {1, 2}}}, "short_factor: expected 8 numbers, got 2"},
       {"phi3", "partial_rotary_factor", 0.2, "phi3: partial_rotary_factor: expected an even number of a head's 16"},
       {"phi3", "num_attention_heads", 3, "phi3: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
-      {"phi3", "num_key_value_heads", 3, "phi3: num_key_value_heads: expected a divisor of num_attention_heads = 4"}};
+      {"phi3", "num_key_value_heads", 3, "phi3: num_key_value_heads: expected a divisor of num_attention_heads = 4"},
+      {"olmo2", "rope_scaling", {{"type", "yarn"}}, "olmo2: rope_scaling.rope_type: expected default, linear, dynamic"},
+      {"olmo2", "num_attention_heads", 3, "olmo2: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
+      {"olmo2", "num_key_value_heads", 1, "self_attn.k_norm.weight: expected (16), got (32)"},
+      {"olmo2", "attention_bias", true, "self_attn.o_proj.bias: expected (64), missing"}};
   for (const auto& [name, field, value, says] : changes) {
     Changed changed(name);
     changed.config[field] = value;
