@@ -1,6 +1,7 @@
 #include "cli/pages.h"
 
 #include "models/gemma.h"
+#include "models/gemma2.h"
 #include "models/gpt2.h"
 #include "models/llama.h"
 #include "models/microgpt.h"
@@ -10,6 +11,7 @@
 #include "models/qwen2.h"
 
 std::vector<dense::Page> dense::cli::pages() {
-  return {page<gpt2::Config>(),    page<gemma::Config>(), page<llama::Config>(), page<microgpt::Config>(),
-          page<mistral::Config>(), page<olmo2::Config>(), page<phi3::Config>(),  page<qwen2::Config>()};
+  return {page<gpt2::Config>(),  page<gemma::Config>(),    page<gemma2::Config>(),
+          page<llama::Config>(), page<microgpt::Config>(), page<mistral::Config>(),
+          page<olmo2::Config>(), page<phi3::Config>(),     page<qwen2::Config>()};
 }

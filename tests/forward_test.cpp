@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 using Args = std::vector<std::string>;
 
 const char* const cases[] = {
-    "gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma", "phi3", "olmo2"};
+    "gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma", "phi3", "olmo2", "gemma2"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -440,7 +440,13 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"olmo2", "rope_scaling", {{"type", "yarn"}}, "olmo2: rope_scaling.rope_type: expected default, linear, dynamic"},
       {"olmo2", "num_attention_heads", 3, "olmo2: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
       {"olmo2", "num_key_value_heads", 1, "self_attn.k_norm.weight: expected (16), got (32)"},
-      {"olmo2", "attention_bias", true, "self_attn.o_proj.bias: expected (64), missing"}};
+      {"olmo2", "attention_bias", true, "self_attn.o_proj.bias: expected (64), missing"},
+      {"gemma2", "rope_scaling", {{"type", "linear"}}, "gemma2: rope_scaling.rope_type: expected default, got linear"},
+      {"gemma2", "use_bidirectional_attention", true, "gemma2: use_bidirectional_attention: expected false, got true"},
+      {"gemma2", "layer_types", nlohmann::json::array({"full_attention"}),
+       "gemma2: layer_types: expected 2 of them, got 1"},
+      {"gemma2", "layer_types", {"full_attention", "all"}, "layer_types: expected full_attention or sliding_attention"},
+      {"gemma2", "query_pre_attn_scalar", 0, "query_pre_attn_scalar: expected a number above 0, got 0"}};
   for (const auto& [name, field, value, says] : changes) {
     Changed changed(name);
     changed.config[field] = value;

@@ -1,0 +1,129 @@
+// Gemma 2: Gemma with norms before and after each sublayer, a window in every second block, and scores and logits bent
+// by a tanh. Gemma Team 2024, arXiv:2408.00118. Names are those of Hugging Face's Gemma2ForCausalLM.
+#pragma once
+
+#include "dense/dense.h"
+
+namespace gemma2 {
+using namespace dense;
+
+struct Config {
+  int vocab_size = 256000, hidden_size = 2304, intermediate_size = 9216, num_hidden_layers = 26;  // Gemma 2 2B
+  int num_attention_heads = 8, head_dim = 256, max_position_embeddings = 8192;
+  std::optional<int> num_key_value_heads = 4, sliding_window = 4096;  // else num_attention_heads, none
+  std::optional<std::vector<std::string>> layer_types;                // else every second one slides, from the first
+  std::optional<double> attn_logit_softcapping = 50, final_logit_softcapping = 30;  // else none
+  std::optional<std::string> hidden_activation = "gelu_pytorch_tanh";
+  double query_pre_attn_scalar = 256, rms_norm_eps = 1e-6, rope_theta = 10000, initializer_range = 0.02;
+  double attention_dropout = 0;
+  bool attention_bias = false, tie_word_embeddings = true, use_bidirectional_attention = false;
+  TokenIds bos_token_id{{2}}, eos_token_id{{1}}, pad_token_id{{0}};
+  std::optional<std::string> rope_type, old_rope_type;  // else default
+
+  static constexpr const char* model_type = "gemma2";
+  static constexpr const char* architecture = "Gemma2ForCausalLM";
+  static constexpr bool causal = true;          // scored on the token that comes next
+  static constexpr const char* base = "model";  // the prefix that files may lack
+  static constexpr const char* inert[] = {"cache_implementation", "hidden_act"};
+  static constexpr const char* inert_tensors[] = {"rotary_emb.inv_freq", "lm_head.weight"};
+  int context() const { return max_position_embeddings; }
+  void fields(auto&& f) {
+    f("vocab_size", vocab_size, "tokens in the vocabulary", 1);
+    f("hidden_size", hidden_size, "width", 1);
+    f("intermediate_size", intermediate_size, "width inside the MLP", 1);
+    f("num_hidden_layers", num_hidden_layers, "blocks", 1);
+    f("num_attention_heads", num_attention_heads, "heads of queries", 1);
+    f("num_key_value_heads", num_key_value_heads, "heads of keys and values; must divide num_attention_heads", 1);
+    f("head_dim", head_dim, "width of a head", 2);
+    f("query_pre_attn_scalar", query_pre_attn_scalar, "scores are divided by its square root", 0);
+    f("attn_logit_softcapping", attn_logit_softcapping, "scores stay below this; null: they may be any", 0);
+    f("final_logit_softcapping", final_logit_softcapping, "the same of logits", 0);
+    f("sliding_window", sliding_window, "tokens that one sees, itself and those before; null: all of them", 1);
+    f("layer_types", layer_types, "full_attention or sliding_attention, for each block; else these, from the second");
+    f("max_position_embeddings", max_position_embeddings, "longest sequence trained on", 1);
+    f("hidden_activation", hidden_activation, "of the MLP's gate");
+    f("rms_norm_eps", rms_norm_eps, "added to mean squares");
+    f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
+    f("rope_scaling.rope_type", rope_type, "frequencies: only default is supported");
+    f("rope_scaling.type", old_rope_type, "the same, as older files name it");
+    f("attention_bias", attention_bias, "biases in attention");
+    f("use_bidirectional_attention", use_bidirectional_attention, "see what comes later: only false is supported");
+    f("attention_dropout", attention_dropout, "dropout of attention weights, in training: only 0 is supported there");
+    f("initializer_range", initializer_range, "standard deviation of new weights");
+    f("tie_word_embeddings", tie_word_embeddings, "use embed_tokens for the output, too");
+    f("bos_token_id", bos_token_id, "token that begins a text");
+    f("eos_token_id", eos_token_id, "token, or tokens, that end one");
+    f("pad_token_id", pad_token_id, "token after the end of one");
+  }
+};
+
+// How many tokens one sees in this block; 0: all of them.
+inline int64_t window(const Config& c, int layer) {
+  if (!c.layer_types) return layer % 2 ? 0 : c.sliding_window.value_or(0);
+  if (int(c.layer_types->size()) != c.num_hidden_layers)
+    fail("gemma2: layer_types: expected ", c.num_hidden_layers, " of them, got ", c.layer_types->size());
+  const std::string& type = (*c.layer_types)[size_t(layer)];
+  if (type != "full_attention" && type != "sliding_attention")
+    fail("gemma2: layer_types: expected full_attention or sliding_attention, got ", type);
+  return type == "full_attention" ? 0 : c.sliding_window.value_or(0);
+}
+
+// copied from gemma.h: norm
+inline Tensor norm(const Config& c, Weights w, Tensor x) {
+  return rms_norm(x, c.rms_norm_eps) * (1 + w("weight", {c.hidden_size}, zeros));
+}
+
+// copied from llama.h: linear
+inline Tensor linear(const Config& c, Weights w, Tensor x, int64_t out, bool bias) {  // weights (out, in)
+  const Tensor y = matmul(x, w("weight", {out, x.size(-1)}, normal(c.initializer_range)).t());
+  return bias ? y + w("bias", {out}, zeros) : y;
+}
+
+inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const Rotation& turn, int layer) {
+  const int64_t H = c.num_attention_heads, H_kv = c.num_key_value_heads.value_or(c.num_attention_heads);
+  if (H % H_kv) fail("gemma2: num_key_value_heads: expected a divisor of num_attention_heads = ", H, ", got ", H_kv);
+  const auto heads = [&](const char* name, int64_t n) {  // (B, T, n, D)
+    return rearrange<"b t (h d) -> b t h d", "h">(linear(c, w[name], x, n * c.head_dim, c.attention_bias), n);
+  };
+  const Tensor q = rope(heads("q_proj", H), turn), k = rope(heads("k_proj", H_kv), turn), v = heads("v_proj", H_kv);
+  const AttentionOptions options{.scale = float(1 / std::sqrt(c.query_pre_attn_scalar)),
+                                 .soft_cap = float(c.attn_logit_softcapping.value_or(0)),
+                                 .window = window(c, layer)};
+  const Tensor y = ctx.attention(q, k, v, options);  // (B, T, H, D)
+  return linear(c, w["o_proj"], rearrange<"b t h d -> b t (h d)">(y), c.hidden_size, c.attention_bias);
+}
+
+// copied from gemma.h: mlp
+inline Tensor mlp(const Config& c, Weights w, Tensor x) {  // (B, T, C)
+  const Tensor gate = activation(c.hidden_activation.value_or("gelu_pytorch_tanh"),
+                                 linear(c, w["gate_proj"], x, c.intermediate_size, false));
+  const Tensor up = linear(c, w["up_proj"], x, c.intermediate_size, false);
+  return linear(c, w["down_proj"], gate * up, c.hidden_size, false);
+}
+
+inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)
+  const int64_t V = c.vocab_size, C = c.hidden_size;
+  if (c.head_dim % 2) fail("gemma2: head_dim: expected an even number, got ", c.head_dim);
+  const std::string scaling = c.old_rope_type.value_or(c.rope_type.value_or("default"));
+  if (scaling != "default") fail("gemma2: rope_scaling.rope_type: expected default, got ", scaling);
+  if (c.use_bidirectional_attention) fail("gemma2: use_bidirectional_attention: expected false, got true");
+  if (ctx.dropout_key && c.attention_dropout > 0)
+    fail("gemma2: attention_dropout: expected 0 in training, got ", c.attention_dropout);
+  const Rotation turn = rotation(ctx.positions(ids), rope_frequencies(c.head_dim, c.rope_theta));
+  const Weights base = w["model"];
+  const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));
+  Tensor x = gather(embed_tokens, ids) * std::sqrt(double(C));  // (B, T, C)
+  for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const Weights layer = base["layers"][i];
+    Tensor y = attend(c, layer["self_attn"], norm(c, layer["input_layernorm"], x), ctx, turn, i);
+    x = x + norm(c, layer["post_attention_layernorm"], y);
+    y = mlp(c, layer["mlp"], norm(c, layer["pre_feedforward_layernorm"], x));
+    x = x + norm(c, layer["post_feedforward_layernorm"], y);
+  }
+  x = ctx.last(ctx.keep("last_hidden_state", norm(c, base["norm"], x)));
+  const Tensor logits = matmul(
+      x, (c.tie_word_embeddings ? embed_tokens : w["lm_head"]("weight", {V, C}, normal(c.initializer_range))).t());
+  return c.final_logit_softcapping ? soft_cap(logits, *c.final_logit_softcapping) : logits;
+}
+
+}  // namespace gemma2
