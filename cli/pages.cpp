@@ -3,6 +3,7 @@
 #include "models/gemma.h"
 #include "models/gemma2.h"
 #include "models/gpt2.h"
+#include "models/gpt_neox.h"
 #include "models/llama.h"
 #include "models/microgpt.h"
 #include "models/mistral.h"
@@ -11,7 +12,7 @@
 #include "models/qwen2.h"
 
 std::vector<dense::Page> dense::cli::pages() {
-  return {page<gpt2::Config>(),  page<gemma::Config>(),    page<gemma2::Config>(),
-          page<llama::Config>(), page<microgpt::Config>(), page<mistral::Config>(),
-          page<olmo2::Config>(), page<phi3::Config>(),     page<qwen2::Config>()};
+  return {page<gpt2::Config>(),  page<gemma::Config>(),    page<gemma2::Config>(),  page<gpt_neox::Config>(),
+          page<llama::Config>(), page<microgpt::Config>(), page<mistral::Config>(), page<olmo2::Config>(),
+          page<phi3::Config>(),  page<qwen2::Config>()};
 }

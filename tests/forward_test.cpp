@@ -24,7 +24,8 @@ namespace fs = std::filesystem;
 using Args = std::vector<std::string>;
 
 const char* const cases[] = {
-    "gpt2", "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma", "phi3", "olmo2", "gemma2"};
+    "gpt2",   "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma", "phi3", "olmo2",
+    "gemma2", "gpt_neox"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -219,9 +220,9 @@ TEST_F(Forward, HubFoldersGiveTheSameBytes) {
   for (const std::string name : cases) {
     SCOPED_TRACE(name);
     const std::string inputs = fixture(name) + "/inputs.safetensors", want = outputs(fixture(name), inputs);
-    const bool gpt2 = name.starts_with("gpt2");
+    const bool gpt2 = name.starts_with("gpt2"), gpt_neox = name == "gpt_neox";
     const auto without_base = [&](std::vector<StoredTensor>& tensors) {
-      const std::string base = gpt2 ? "transformer." : "model.";
+      const std::string base = gpt2 ? "transformer." : gpt_neox ? "gpt_neox." : "model.";
       for (StoredTensor& t : tensors)
         if (t.name.starts_with(base)) t.name = t.name.substr(base.size());
     };
@@ -238,13 +239,13 @@ TEST_F(Forward, HubFoldersGiveTheSameBytes) {
     EXPECT_TRUE(outputs(old.write(folder, name + "-old"), inputs) == want);
 
     for (int layer = 0; layer < 2; ++layer) {
-      if (!gpt2) {
-        const std::string attention = "model.layers." + std::to_string(layer) + ".self_attn.";
-        buffers.tensors.push_back(
-            tensor<float>(attention + "rotary_emb.inv_freq", "F32", {8}, std::vector<float>(8, 3)));
-        continue;
-      }
-      const std::string h = "transformer.h." + std::to_string(layer) + ".attn.";
+      const std::string number = std::to_string(layer);
+      const std::string h = gpt2       ? "transformer.h." + number + ".attn."
+                            : gpt_neox ? "gpt_neox.layers." + number + ".attention."
+                                       : "model.layers." + number + ".self_attn.";
+      if (!gpt2)
+        buffers.tensors.push_back(tensor<float>(h + "rotary_emb.inv_freq", "F32", {8}, std::vector<float>(8, 3)));
+      if (!gpt2 && !gpt_neox) continue;
       if (layer)
         buffers.tensors.push_back(tensor<float>(h + "bias", "F32", {1, 1, 64, 64}, std::vector<float>(64 * 64, 1)));
       else
@@ -446,7 +447,11 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"gemma2", "layer_types", nlohmann::json::array({"full_attention"}),
        "gemma2: layer_types: expected 2 of them, got 1"},
       {"gemma2", "layer_types", {"full_attention", "all"}, "layer_types: expected full_attention or sliding_attention"},
-      {"gemma2", "query_pre_attn_scalar", 0, "query_pre_attn_scalar: expected a number above 0, got 0"}};
+      {"gemma2", "query_pre_attn_scalar", 0, "query_pre_attn_scalar: expected a number above 0, got 0"},
+      {"gpt_neox", "rope_scaling", {{"type", "yarn"}}, "gpt_neox: rope_scaling.rope_type: expected default, linear"},
+      {"gpt_neox", "num_attention_heads", 3, "gpt_neox: num_attention_heads: expected a divisor of hidden_size = 64"},
+      {"gpt_neox", "rotary_pct", 0.2, "gpt_neox: rotary_pct: expected an even number of a head's 16 elements, got 3"},
+      {"gpt_neox", "attention_bias", false, "layers.0.attention.dense.bias (64): expected no such tensor"}};
   for (const auto& [name, field, value, says] : changes) {
     Changed changed(name);
     changed.config[field] = value;
