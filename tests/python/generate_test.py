@@ -27,8 +27,8 @@ def folder(tmp_path):
     m = dense.init("gpt2", n_layer=2, n_head=2, n_embd=32, vocab_size=256, n_positions=64, eos_token_id=None,
                    bos_token_id=None)
     text = np.frombuffer(b"the small cat sat on the red mat. ", np.uint8)
-    for _ in range(30):
-        m.step(text, labels=text, lr=3e-3)
+    for _ in range(60):
+        m.step(text, labels=text, lr=1e-2)
     m.save(tmp_path / "m")
     (tmp_path / "m/tokenizer.json").write_text(json.dumps(
         {"pre_tokenizer": byte_level, "decoder": byte_level, "model": {"type": "BPE", "vocab": vocab, "merges": []}}))
