@@ -24,6 +24,7 @@ struct Config {
   static constexpr const char* architecture = "GPTNeoXForCausalLM";
   static constexpr bool causal = true;             // scored on the token that comes next
   static constexpr const char* base = "gpt_neox";  // the prefix that files may lack
+  static constexpr const char* inert[] = {"attention_probs_dropout_prob", "hidden_dropout_prob", "is_decoder"};
   static constexpr const char* inert_tensors[] = {"attention.bias", "attention.masked_bias", "rotary_emb.inv_freq",
                                                   "embed_out.weight"};
   int context() const { return max_position_embeddings; }

@@ -26,7 +26,10 @@ struct Config {
   static constexpr const char* architecture = "Phi3ForCausalLM";
   static constexpr bool causal = true;          // scored on the token that comes next
   static constexpr const char* base = "model";  // the prefix that files may lack
-  static constexpr const char* inert[] = {"rope_scaling.factor", "rope_scaling.original_max_position_embeddings"};
+  static constexpr const char* inert[] = {"rope_scaling.factor", "rope_scaling.original_max_position_embeddings",
+                                          // in Microsoft's files, not in Hugging Face's model
+                                          "attention_bias", "mlp_bias", "lm_head_bias", "full_attn_mod",
+                                          "interpolate_factor"};
   static constexpr const char* inert_tensors[] = {"rotary_emb.inv_freq", "lm_head.weight"};
   int context() const { return max_position_embeddings; }
   void fields(auto&& f) {

@@ -24,6 +24,7 @@ struct Config {
   static constexpr const char* architecture = "Qwen2ForCausalLM";
   static constexpr bool causal = true;          // scored on the token that comes next
   static constexpr const char* base = "model";  // the prefix that files may lack
+  static constexpr const char* inert[] = {"use_mrope"};
   static constexpr const char* inert_tensors[] = {"rotary_emb.inv_freq", "lm_head.weight"};
   int context() const { return max_position_embeddings; }
   void fields(auto&& f) {
