@@ -48,7 +48,7 @@ int forward_command(const Call& call) {
   if (!parse_flags(config, call,
                    "Runs a Hugging Face model on given tokens.\n\n"
                    "MODEL    a folder with config.json and model.safetensors, or a name in the local cache\n"
-                   "INPUTS   input_ids (B, T); if present also attention_mask (B, T) and labels (B, T)\n"
+                   "INPUTS   input_ids (B, T); if present also attention_mask, token_type_ids and labels (B, T)\n"
                    "OUTPUTS  logits, last_hidden_state, with labels loss, with --grads grad.NAME of every parameter",
                    call.program + " gpt2/ inputs.safetensors outputs.safetensors --grads",
                    {{"MODEL", &model_name}, {"INPUTS", &inputs}, {"OUTPUTS", &outputs_path}}))
@@ -69,6 +69,7 @@ int forward_command(const Call& call) {
     return to_i32(found->second);
   };
   const std::vector<int32_t> ids = ints("input_ids"), labels = ints("labels"), mask = ints("attention_mask");
+  const std::vector<int32_t> types = ints("token_type_ids");
   std::vector<int32_t> lengths;
   try {
     lengths = lengths_of(mask, shape[1]);
@@ -76,14 +77,14 @@ int forward_command(const Call& call) {
     fail(inputs, ": ", error.what());
   }
   for (const auto& [name, tensor] : given)
-    if (name != "input_ids" && name != "labels" && name != "attention_mask")
-      fail(inputs, ": ", name, ": expected input_ids, attention_mask and labels alone");
+    if (name != "input_ids" && name != "labels" && name != "attention_mask" && name != "token_type_ids")
+      fail(inputs, ": ", name, ": expected input_ids, attention_mask, token_type_ids and labels alone");
 
   const std::filesystem::path folder = find_model(model_name);
   Model model(page_of(model_type(folder)), folder, config.threads, [](const std::string& line) { say("{}\n", line); });
   std::string profile;
   std::map<std::string, Model::Result> results =
-      model.run({shape[0], shape[1], ids, labels, lengths, {}}, config.grads, &profile);
+      model.run({shape[0], shape[1], ids, labels, lengths, {}, types}, config.grads, &profile);
   std::vector<StoredTensor> outputs;
   for (auto& [name, result] : results)
     outputs.push_back({name, "F32", result.shape, std::as_writable_bytes(std::span(result.values)), nullptr, {}});

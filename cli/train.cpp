@@ -101,6 +101,7 @@ int train_command(const Call& call) {
   if (!set_flags(flags, call, "Trains a model from new weights on the bytes of a text.",
                  call.program + " --data book.txt --model.n_layer 2 --steps 500 --out my_model"))
     return 0;
+  if (!page.causal) fail("--model_type: expected a model that continues texts, got ", page.model_type);
   if (config.precision != "f32" && config.precision != "bf16")
     fail("--precision: expected f32 or bf16, got ", config.precision);
   const std::string text = config.data.empty() ? std::string(builtin_names) : read_file(config.data);

@@ -25,7 +25,7 @@ using Args = std::vector<std::string>;
 
 const char* const cases[] = {
     "gpt2",   "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma", "phi3", "olmo2",
-    "gemma2", "gpt_neox"};
+    "gemma2", "gpt_neox",          "bert"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -221,8 +221,9 @@ TEST_F(Forward, HubFoldersGiveTheSameBytes) {
     SCOPED_TRACE(name);
     const std::string inputs = fixture(name) + "/inputs.safetensors", want = outputs(fixture(name), inputs);
     const bool gpt2 = name.starts_with("gpt2"), gpt_neox = name == "gpt_neox";
+    const bool encoder = name == "bert";
     const auto without_base = [&](std::vector<StoredTensor>& tensors) {
-      const std::string base = gpt2 ? "transformer." : gpt_neox ? "gpt_neox." : "model.";
+      const std::string base = gpt2 ? "transformer." : gpt_neox || encoder ? name + "." : "model.";
       for (StoredTensor& t : tensors)
         if (t.name.starts_with(base)) t.name = t.name.substr(base.size());
     };
@@ -232,13 +233,15 @@ TEST_F(Forward, HubFoldersGiveTheSameBytes) {
 
     without_base(old.tensors);
     for (StoredTensor& t : old.tensors) {
-      if (t.name.find("ln_") == std::string::npos && t.name.find("norm") == std::string::npos) continue;
+      const auto names = [&](const char* part) { return t.name.find(part) != std::string::npos; };
+      if (!names("ln_") && !names("norm") && !names("Norm")) continue;
       const size_t dot = t.name.rfind('.');
       t.name = t.name.substr(0, dot) + (t.name.ends_with("weight") ? ".gamma" : ".beta");
     }
     EXPECT_TRUE(outputs(old.write(folder, name + "-old"), inputs) == want);
 
     for (int layer = 0; layer < 2; ++layer) {
+      if (encoder) break;  // they have others: see below
       const std::string number = std::to_string(layer);
       const std::string h = gpt2       ? "transformer.h." + number + ".attn."
                             : gpt_neox ? "gpt_neox.layers." + number + ".attention."
@@ -451,7 +454,15 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"gpt_neox", "rope_scaling", {{"type", "yarn"}}, "gpt_neox: rope_scaling.rope_type: expected default, linear"},
       {"gpt_neox", "num_attention_heads", 3, "gpt_neox: num_attention_heads: expected a divisor of hidden_size = 64"},
       {"gpt_neox", "rotary_pct", 0.2, "gpt_neox: rotary_pct: expected an even number of a head's 16 elements, got 3"},
-      {"gpt_neox", "attention_bias", false, "layers.0.attention.dense.bias (64): expected no such tensor"}};
+      {"gpt_neox", "attention_bias", false, "layers.0.attention.dense.bias (64): expected no such tensor"},
+      {"bert", "position_embedding_type", "relative_key",
+       "bert: position_embedding_type: expected absolute, got relative_key"},
+      {"bert", "is_decoder", true, "bert: is_decoder: expected false, got true"},
+      {"bert", "add_cross_attention", true, "bert: add_cross_attention: expected false, got true"},
+      {"bert", "num_attention_heads", 3, "bert: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
+      {"bert", "max_position_embeddings", 23, "position_embeddings.weight: expected (23, 64), got (64, 64)"},
+      {"bert", "type_vocab_size", 3, "token_type_embeddings.weight: expected (3, 64), got (2, 64)"},
+      {"bert", "hidden_act", "gelo", "activation: expected one of gelu, "}};
   for (const auto& [name, field, value, says] : changes) {
     Changed changed(name);
     changed.config[field] = value;
@@ -465,6 +476,66 @@ TEST_F(Forward, ATiedLlamaIgnoresAStoredHead) {
   Changed tied("llama3");
   tied.tensors.push_back(tensor("lm_head.weight", "F32", {192, 64}, to_f32(tied.at("model.embed_tokens.weight"))));
   EXPECT_TRUE(outputs(tied.write(folder, "tied"), inputs) == outputs(fixture("llama3"), inputs));
+}
+
+// What the Hub's files hold beside what BertForMaskedLM uses: other heads, buffers, copies.
+TEST_F(Forward, BertIgnoresOtherHeadsBuffersAndCopies) {
+  const auto add = [](Changed& model, const char* name, const Shape& shape) {
+    model.tensors.push_back(
+        tensor(name, "F32", shape, std::vector<float>(size_t(shape[0] * (shape.size() > 1 ? shape[1] : 1)), 3)));
+  };
+  Changed bert("bert");
+  add(bert, "bert.pooler.dense.weight", {64, 64});
+  add(bert, "bert.pooler.dense.bias", {64});
+  add(bert, "cls.seq_relationship.weight", {2, 64});
+  add(bert, "cls.seq_relationship.bias", {2});
+  add(bert, "cls.predictions.decoder.weight", {160, 64});
+  add(bert, "cls.predictions.decoder.bias", {160});
+  bert.tensors.push_back(ids(Ids(64), {1, 64}, "bert.embeddings.position_ids"));
+  for (const char* field : {"is_decoder", "position_embedding_type", "pad_token_id", "type_vocab_size"})
+    bert.config.erase(field);
+  bert.config["pooler_type"] = "first_token_transform";
+  const std::string bert_inputs = fixture("bert") + "/inputs.safetensors";
+  EXPECT_TRUE(outputs(bert.write(folder, "bert"), bert_inputs) == outputs(fixture("bert"), bert_inputs));
+}
+
+TEST_F(Forward, TokenTypesAreBertsAlone) {
+  const StoredTensors inputs = read_safetensors(fixture("bert") + "/inputs.safetensors");
+  const auto logits = [&](const Ids& types) {
+    std::vector<StoredTensor> given{inputs.at("input_ids")};
+    if (!types.empty()) given.push_back(ids(types, {2, 24}, "token_type_ids"));
+    return outputs(fixture("bert"), write_inputs(folder, given), {});
+  };
+  EXPECT_TRUE(logits({}) == logits(Ids(48, 0)));
+  EXPECT_TRUE(logits({}) != logits(Ids(48, 1)));
+  const auto refused = [&](const char* model, const Ids& types, const char* says) {
+    expect_refused(
+        {fixture(model), write_inputs(folder, {ids(Ids(48), {2, 24}), ids(types, {2, 24}, "token_type_ids")}),
+         "y.safetensors"},
+        says);
+  };
+  refused("bert", Ids(48, 2), "token_type_ids: expected 0 to 1, got 2 at 0");
+  refused("bert", Ids(48, -1), "token_type_ids: expected 0 to 1, got -1 at 0");
+  refused("gpt2", Ids(48, 0), "token_type_ids: expected none, since gpt2 knows of no types");
+  expect_refused({fixture("bert"), write_inputs(folder, {ids(Ids(48), {2, 24}), ids({0, 1}, {1, 2}, "token_type_ids")}),
+                  "y.safetensors"},
+                 "token_type_ids: expected (2, 24), got (1, 2)");
+}
+
+TEST_F(Forward, AnUntiedDecoderIsItsOwnTensor) {
+  for (const auto& [name, decoder, words, V] :
+       {std::tuple("bert", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight", 160)}) {
+    const std::string inputs = fixture(name) + "/inputs.safetensors", want = outputs(fixture(name), inputs, {});
+    Changed untied(name);
+    untied.config["tie_word_embeddings"] = false;
+    expect_refused(untied.write(folder, "untied"), inputs, std::string(decoder) + ": expected (");
+    std::vector<float> copy = to_f32(untied.at(words));
+    untied.tensors.push_back(tensor(decoder, "F32", {V, 64}, copy));
+    EXPECT_TRUE(outputs(untied.write(folder, "untied"), inputs, {}) == want);
+    for (float& v : copy) v *= 2;
+    untied.at(decoder) = tensor(decoder, "F32", {V, 64}, copy);
+    EXPECT_TRUE(outputs(untied.write(folder, "untied"), inputs, {}) != want);
+  }
 }
 
 TEST_F(Forward, AnyNumberOfThreadsGivesTheSameBytes) {
@@ -649,7 +720,7 @@ TEST_F(Forward, InputsThatDoNotFitAreRefused) {
   refused({ids({}, {4, 0}), ids({}, {4, 0}, "labels")}, "input_ids: expected (B, T), got (4, 0)");
   refused({tensor<float>("input_ids", "F32", {1, 2}, {1, 2}), ids({1, 2}, {1, 2}, "labels")}, "input_ids");
   refused({good, labels, ids({0, 1, 0, 1}, {2, 2}, "position_ids")},
-          "position_ids: expected input_ids, attention_mask and labels alone");
+          "position_ids: expected input_ids, attention_mask, token_type_ids and labels alone");
   folder.write("inputs.safetensors", "not one");
   expect_refused(model, folder / "inputs.safetensors", "inputs.safetensors: expected");
   expect_refused(model, folder / "nothing.safetensors", "nothing.safetensors: cannot open: No such file or directory");

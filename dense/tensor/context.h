@@ -23,6 +23,7 @@ struct KvCache {
 
 struct Context {
   Tensor lengths = {};      // (B) i32: how many tokens of each row are real; none: all of them
+  Tensor token_types = {};  // (B, T) i32: which of a page's kinds of text each token is of; none: 0, the first
   Tensor dropout_key = {};  // two i32 that change with each step, while training; none: no dropout
   // In generation: the position of each row's first token (B) i32, what came before, and of the B T tokens those (B) i32
   // whose logits are wanted.

@@ -14,7 +14,7 @@ namespace dense {
 // A graph for one shape of inputs.
 struct Model::Recorded {
   Graph graph;
-  Tensor ids, targets, lengths, key, logits, loss;
+  Tensor ids, types, targets, lengths, key, logits, loss;
   Tensor lr, rate, scale;
   Context context;
   Optimizer optimizer;
@@ -151,7 +151,10 @@ void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
   }
   if (inputs.scored()) expect("targets", targets, count, -100, vocabulary - 1);
   if (!inputs.lengths.empty()) expect("lengths", inputs.lengths, inputs.batch, 0, int32_t(inputs.time));
+  if (!inputs.token_types.empty())
+    expect("token_type_ids", inputs.token_types, count, 0, int32_t(page_.token_types()) - 1);
   r.ids.set(inputs.ids);
+  if (r.types) r.types.set(inputs.token_types);
   if (r.targets) r.targets.set(targets);
   if (r.lengths) r.lengths.set(inputs.lengths);
 }
@@ -164,6 +167,10 @@ std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmu
   r->batch = inputs.batch, r->time = inputs.time;
   const Shape shape{inputs.batch, inputs.time};
   r->ids = graph.input(shape, Dtype::i32, "input_ids");
+  if (!inputs.token_types.empty()) {
+    if (!page_.token_types) fail("token_type_ids: expected none, since ", page_.model_type, " knows of no types");
+    r->types = r->context.token_types = graph.input(shape, Dtype::i32, "token_type_ids");
+  }
   if (!inputs.lengths.empty()) r->lengths = r->context.lengths = graph.input({inputs.batch}, Dtype::i32, "lengths");
   if (dropout) r->key = r->context.dropout_key = graph.input({2}, Dtype::i32, "step");
   r->logits = page_.forward(Weights(graph, parameters_), r->ids, r->context);
@@ -214,7 +221,8 @@ std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradi
 float Model::loss(const Inputs& inputs) {
   if (!inputs.scored()) fail("loss: expected labels");
   const bool same = evaluation_ && evaluation_->batch == inputs.batch && evaluation_->time == inputs.time &&
-                    bool(evaluation_->lengths) == !inputs.lengths.empty();
+                    bool(evaluation_->lengths) == !inputs.lengths.empty() &&
+                    bool(evaluation_->types) == !inputs.token_types.empty();
   if (!same) {
     evaluation_ = record(inputs);
     evaluation_->plan = std::make_unique<Plan>(std::initializer_list<Tensor>{evaluation_->loss});
@@ -228,8 +236,8 @@ float Model::step(const Inputs& inputs, const Training& training) {
   if (!inputs.scored()) fail("step: expected labels");
   const auto same = std::ranges::find_if(trainings_, [&](const auto& t) {
     return t->batch == inputs.batch && t->time == inputs.time && bool(t->lengths) == !inputs.lengths.empty() &&
-           t->graph.matmul_type == training.matmul_type && bool(t->key) == training.dropout &&
-           t->optimizer == training.optimizer;
+           bool(t->types) == !inputs.token_types.empty() && t->graph.matmul_type == training.matmul_type &&
+           bool(t->key) == training.dropout && t->optimizer == training.optimizer;
   });
   if (same != trainings_.end()) {
     std::rotate(trainings_.begin(), same, same + 1);

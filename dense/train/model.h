@@ -24,6 +24,7 @@ struct Page {
   std::vector<ConfigField> fields;                               // of the config
   std::function<Tensor(Weights, Tensor ids, Context&)> forward;  // (B, T) -> (B, T, V)
   std::function<int64_t()> context = {};                         // the most tokens of a row; none: any number
+  std::function<int64_t()> token_types = {};                     // how many there are; none: it knows of no types
   bool causal = false;  // labels are the tokens themselves, and each place is scored on the one that comes next
 };
 
@@ -41,6 +42,8 @@ Page page() {
   page.fields = config_fields(*config);
   page.forward = [config](Weights w, Tensor ids, Context& ctx) { return forward(*config, w, ids, ctx); };
   if constexpr (requires { config->context(); }) page.context = [config] { return int64_t(config->context()); };
+  if constexpr (requires { config->type_vocab_size; })
+    page.token_types = [config] { return int64_t(config->type_vocab_size); };
   if constexpr (requires { Config::causal; }) page.causal = Config::causal;
   return page;
 }
@@ -66,12 +69,12 @@ class Model {
   Model& operator=(const Model&) = delete;
   ~Model();
 
-  // Ids (B, T), and lengths (B): none, or how many tokens of each row are real. The loss is the mean cross entropy at the
-  // places whose target is not -100; targets (B, T) may also be given as Hugging Face has labels: to a causal model the
-  // tokens themselves.
+  // Ids (B, T), and lengths (B): none, or how many tokens of each row are real. Token types (B, T) are for pages that
+  // know of them; none: zeros. The loss is the mean cross entropy at the places whose target is not -100; targets (B, T)
+  // may also be given as Hugging Face has labels: to a causal model the tokens themselves.
   struct Inputs {
     int64_t batch = 0, time = 0;
-    std::span<const int32_t> ids, labels = {}, lengths = {}, targets = {};
+    std::span<const int32_t> ids, labels = {}, lengths = {}, targets = {}, token_types = {};
     bool scored() const { return !labels.empty() || !targets.empty(); }
   };
   struct Result {
