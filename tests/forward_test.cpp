@@ -25,7 +25,7 @@ using Args = std::vector<std::string>;
 
 const char* const cases[] = {
     "gpt2",   "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma", "phi3", "olmo2",
-    "gemma2", "gpt_neox",          "bert"};
+    "gemma2", "gpt_neox",          "bert",     "esm"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -221,7 +221,7 @@ TEST_F(Forward, HubFoldersGiveTheSameBytes) {
     SCOPED_TRACE(name);
     const std::string inputs = fixture(name) + "/inputs.safetensors", want = outputs(fixture(name), inputs);
     const bool gpt2 = name.starts_with("gpt2"), gpt_neox = name == "gpt_neox";
-    const bool encoder = name == "bert";
+    const bool encoder = name == "bert" || name == "esm";
     const auto without_base = [&](std::vector<StoredTensor>& tensors) {
       const std::string base = gpt2 ? "transformer." : gpt_neox || encoder ? name + "." : "model.";
       for (StoredTensor& t : tensors)
@@ -462,7 +462,15 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"bert", "num_attention_heads", 3, "bert: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
       {"bert", "max_position_embeddings", 23, "position_embeddings.weight: expected (23, 64), got (64, 64)"},
       {"bert", "type_vocab_size", 3, "token_type_embeddings.weight: expected (3, 64), got (2, 64)"},
-      {"bert", "hidden_act", "gelo", "activation: expected one of gelu, "}};
+      {"bert", "hidden_act", "gelo", "activation: expected one of gelu, "},
+      {"esm", "position_embedding_type", "relative_key_query",
+       "esm: position_embedding_type: expected rotary or absolute, got relative_key_query"},
+      {"esm", "is_decoder", true, "esm: is_decoder: expected false, got true"},
+      {"esm", "add_cross_attention", true, "esm: add_cross_attention: expected false, got true"},
+      {"esm", "is_folding_model", true, "esm: is_folding_model: expected false, got true"},
+      {"esm", "num_attention_heads", 3, "esm: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
+      {"esm", "num_attention_heads", 64, "esm: num_attention_heads: expected heads of even size, got 1"}};
+
   for (const auto& [name, field, value, says] : changes) {
     Changed changed(name);
     changed.config[field] = value;
@@ -478,13 +486,13 @@ TEST_F(Forward, ATiedLlamaIgnoresAStoredHead) {
   EXPECT_TRUE(outputs(tied.write(folder, "tied"), inputs) == outputs(fixture("llama3"), inputs));
 }
 
-// What the Hub's files hold beside what BertForMaskedLM uses: other heads, buffers, copies.
-TEST_F(Forward, BertIgnoresOtherHeadsBuffersAndCopies) {
+// What the Hub's files hold beside what BertForMaskedLM and EsmForMaskedLM use: other heads, buffers, copies.
+TEST_F(Forward, EncodersIgnoreOtherHeadsBuffersAndCopies) {
   const auto add = [](Changed& model, const char* name, const Shape& shape) {
     model.tensors.push_back(
         tensor(name, "F32", shape, std::vector<float>(size_t(shape[0] * (shape.size() > 1 ? shape[1] : 1)), 3)));
   };
-  Changed bert("bert");
+  Changed bert("bert"), esm("esm");
   add(bert, "bert.pooler.dense.weight", {64, 64});
   add(bert, "bert.pooler.dense.bias", {64});
   add(bert, "cls.seq_relationship.weight", {2, 64});
@@ -497,6 +505,20 @@ TEST_F(Forward, BertIgnoresOtherHeadsBuffersAndCopies) {
   bert.config["pooler_type"] = "first_token_transform";
   const std::string bert_inputs = fixture("bert") + "/inputs.safetensors";
   EXPECT_TRUE(outputs(bert.write(folder, "bert"), bert_inputs) == outputs(fixture("bert"), bert_inputs));
+
+  add(esm, "esm.pooler.dense.weight", {64, 64});
+  add(esm, "esm.pooler.dense.bias", {64});
+  add(esm, "lm_head.decoder.weight", {33, 64});
+  esm.tensors.push_back(ids(Ids(66), {1, 66}, "esm.embeddings.position_ids"));
+  esm.config["hidden_act"] = "relu";  // ESM's is always gelu
+  const std::string esm_inputs = fixture("esm") + "/inputs.safetensors", want = outputs(fixture("esm"), esm_inputs);
+  EXPECT_TRUE(outputs(esm.write(folder, "esm"), esm_inputs) == want);
+  // without them, as newer files are
+  const std::string logits = outputs(fixture("esm"), esm_inputs, {});
+  for (const char* name : {"esm.embeddings.position_embeddings.weight", "esm.contact_head.regression.weight",
+                           "esm.contact_head.regression.bias"})
+    esm.erase(name);
+  EXPECT_TRUE(outputs(esm.write(folder, "esm"), esm_inputs, {}) == logits);
 }
 
 TEST_F(Forward, TokenTypesAreBertsAlone) {
@@ -524,7 +546,8 @@ TEST_F(Forward, TokenTypesAreBertsAlone) {
 
 TEST_F(Forward, AnUntiedDecoderIsItsOwnTensor) {
   for (const auto& [name, decoder, words, V] :
-       {std::tuple("bert", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight", 160)}) {
+       {std::tuple("bert", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight", 160),
+        std::tuple("esm", "lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight", 33)}) {
     const std::string inputs = fixture(name) + "/inputs.safetensors", want = outputs(fixture(name), inputs, {});
     Changed untied(name);
     untied.config["tie_word_embeddings"] = false;
@@ -536,6 +559,59 @@ TEST_F(Forward, AnUntiedDecoderIsItsOwnTensor) {
     untied.at(decoder) = tensor(decoder, "F32", {V, 64}, copy);
     EXPECT_TRUE(outputs(untied.write(folder, "untied"), inputs, {}) != want);
   }
+}
+
+// Of ESM there are variants without a fixture: here, what they have in common with the one that has.
+TEST_F(Forward, EsmHasPositionsThatAreLearnedAndANormOfTheEmbeddings) {
+  Changed esm("esm");
+  esm.config["position_embedding_type"] = "absolute";
+  const StoredTensors inputs = read_safetensors(fixture("esm") + "/inputs.safetensors");
+  const auto logits = [&](const std::vector<StoredTensor>& given) {
+    outputs(esm.write(folder, "esm"), write_inputs(folder, given), {});
+    return to_f32(read_safetensors(folder / "outputs.safetensors").at("logits"));
+  };
+  // position 0 of the table is for nothing, 1 for padding, 2 for the first token
+  const std::vector<float> before = logits({inputs.at("input_ids")});
+  const StoredTensor places = esm.at("esm.embeddings.position_embeddings.weight");
+  const auto changed_at = [&](size_t row) {
+    std::vector<float> table = to_f32(places);
+    table[row * 64] += 1;
+    esm.at(places.name) = tensor(places.name, "F32", {66, 64}, table);
+    const std::vector<float> after = logits({inputs.at("input_ids")});
+    return std::pair(!std::equal(before.begin(), before.begin() + 24 * 33, after.begin()),           // the first row
+                     !std::equal(before.begin() + 24 * 33, before.end(), after.begin() + 24 * 33));  // the padded one
+  };
+  EXPECT_EQ(changed_at(0), std::pair(false, false));
+  EXPECT_EQ(changed_at(1), std::pair(false, true));
+  EXPECT_EQ(changed_at(2), std::pair(true, true));
+  EXPECT_EQ(changed_at(20), std::pair(true, true));  // the last of 19
+  EXPECT_EQ(changed_at(21), std::pair(true, false));
+  EXPECT_EQ(changed_at(25), std::pair(true, false));  // the last of 24
+  EXPECT_EQ(changed_at(26), std::pair(false, false));
+  esm.at(places.name) = places;
+  EXPECT_EQ(logits({inputs.at("input_ids")}), before);
+  esm.erase("esm.embeddings.position_embeddings.weight");
+  expect_refused(esm.write(folder, "esm"), fixture("esm") + "/inputs.safetensors",
+                 "esm.embeddings.position_embeddings.weight: expected (66, 64), missing");
+
+  esm.config["position_embedding_type"] = "rotary";
+  esm.config["emb_layer_norm_before"] = true;
+  expect_refused(esm.write(folder, "esm"), fixture("esm") + "/inputs.safetensors",
+                 "esm.embeddings.layer_norm.weight: expected (64), missing");
+  esm.tensors.push_back(tensor("esm.embeddings.layer_norm.weight", "F32", {64}, std::vector<float>(64, 1)));
+  esm.tensors.push_back(tensor("esm.embeddings.layer_norm.bias", "F32", {64}, std::vector<float>(64, 0)));
+  // a norm undoes any scale: token_dropout has none to give but zeros for masks
+  std::vector<int32_t> tokens = to_i32(inputs.at("input_ids"));
+  for (int32_t& t : tokens) t = t == 32 ? 5 : t;
+  const StoredTensor unmasked = tensor("input_ids", "I32", {2, 24}, tokens);
+  const std::vector<float> dropped = logits({unmasked});
+  esm.config["token_dropout"] = false;
+  EXPECT_LE(distance(logits({unmasked}), dropped), 1e-2);
+  esm.config["emb_layer_norm_before"] = nullptr;
+  esm.config["token_dropout"] = nullptr;
+  esm.erase("esm.embeddings.layer_norm.weight");
+  esm.erase("esm.embeddings.layer_norm.bias");
+  EXPECT_GT(distance(logits({unmasked}), dropped), 0.1);
 }
 
 TEST_F(Forward, AnyNumberOfThreadsGivesTheSameBytes) {

@@ -51,6 +51,8 @@ class Parameters {
   // The parameter of this name. A new one's values depend on the seed, the name and the shape alone. What does not fit
   // the checkpoint is remembered for check().
   const Parameter& declare(const std::string& name, const Shape& shape, Init init);
+  // Has a tensor of the checkpoint, if there is one, under the name that declare would give it; it stays undeclared.
+  void adopt(const std::string& name) { find(name); }
   // The values of a parameter that is new, computed in f32 and rounded to this type.
   Memory initial(const Parameter& parameter, Dtype dtype = Dtype::f32) const;
   // Throws Error that names every tensor that is missing, misshapen or surplus; `inert` says which surplus ones are not

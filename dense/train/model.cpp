@@ -119,7 +119,9 @@ Model::Model(Page page, const std::filesystem::path& folder, int threads, const 
   int32_t id = 0;
   try {
     vocabulary_ = record({1, 1, std::span(&id, 1)})->logits.size(-1);
-    parameters_.check(page_.inert_tensors);
+    std::vector<std::string> inert = page_.inert_tensors;
+    for (const std::string& name : page_.unreached) parameters_.adopt(name), inert.push_back(name);
+    parameters_.check(inert);
   } catch (const Error& error) {
     fail(folder.string(), ": ", error.what());
   }
@@ -205,6 +207,10 @@ std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradi
     const auto values = plan.get<float>(x);
     results[name] = {x.shape(), {values.begin(), values.end()}};
   }
+  for (const std::string& name : page_.unreached)
+    if (const auto found = parameters_.all().find(name);
+        gradients && found != parameters_.all().end() && !found->second.declared)
+      results["grad." + name] = {found->second.shape, std::vector<float>(size_t(count_of(found->second.shape)))};
   // A NaN in a result is in the weights more often than in the arithmetic: say where.
   if (std::ranges::any_of(results["logits"].values, [](float v) { return std::isnan(v); })) {
     for (const auto& [name, x] : r->graph.parameters()) {

@@ -21,6 +21,7 @@ namespace dense {
 struct Page {
   std::string model_type, architecture, base;  // architecture: Hugging Face's class; empty where it has none
   std::vector<std::string> inert, inert_tensors;
+  std::vector<std::string> unreached;                            // parameters without a use: files may hold them
   std::vector<ConfigField> fields;                               // of the config
   std::function<Tensor(Weights, Tensor ids, Context&)> forward;  // (B, T) -> (B, T, V)
   std::function<int64_t()> context = {};                         // the most tokens of a row; none: any number
@@ -39,6 +40,8 @@ Page page() {
   if constexpr (requires { Config::inert; }) page.inert.assign(std::begin(Config::inert), std::end(Config::inert));
   if constexpr (requires { Config::inert_tensors; })
     page.inert_tensors.assign(std::begin(Config::inert_tensors), std::end(Config::inert_tensors));
+  if constexpr (requires { Config::unreached; })
+    page.unreached.assign(std::begin(Config::unreached), std::end(Config::unreached));
   page.fields = config_fields(*config);
   page.forward = [config](Weights w, Tensor ids, Context& ctx) { return forward(*config, w, ids, ctx); };
   if constexpr (requires { config->context(); }) page.context = [config] { return int64_t(config->context()); };
