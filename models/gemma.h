@@ -59,7 +59,7 @@ inline Tensor linear(const Config& c, Weights w, Tensor x, int64_t out, bool bia
   return bias ? y + w("bias", {out}, zeros) : y;
 }
 
-// copied from llama.h: attend with llama: -> gemma:
+// copied from llama.h: attend with llama -> gemma
 inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const Rotation& turn, int64_t D) {
   const int64_t H = c.num_attention_heads, H_kv = c.num_key_value_heads.value_or(c.num_attention_heads);
   if (H % H_kv) fail("gemma: num_key_value_heads: expected a divisor of num_attention_heads = ", H, ", got ", H_kv);

@@ -61,7 +61,7 @@ struct Config {
 };
 
 // How far each pair of a head's elements turns from one token to the next.
-// copied from llama.h: frequencies with llama: -> gpt_neox:
+// copied from llama.h: frequencies with llama -> gpt_neox
 inline std::vector<float> frequencies(const Config& c, int64_t D) {
   std::vector<float> f = rope_frequencies(D, c.rope_theta);
   const std::string type = c.old_rope_type.value_or(c.rope_type.value_or("default"));
