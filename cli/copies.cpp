@@ -15,7 +15,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -201,9 +200,10 @@ class Lexer {
       if (peek(end) != c) file_.fail_at(line_, "expected a closing ", c, ", got the end of the line");
       return add(Token::quoted, end + 1);
     }
-    constexpr std::array<string_view, 27> longer = {"<=>", "...", "->*", "<<=", ">>=", "::", "->", "++", "--",
-                                                    "<<",  ">>",  "<=",  ">=",  "==",  "!=", "&&", "||", "+=",
-                                                    "-=",  "*=",  "/=",  "%=",  "&=",  "|=", "^=", ".*", "##"};
+    // Without >>, which ends two templates as well as > > does.
+    constexpr std::array<string_view, 26> longer = {"<=>", "...", "->*", "<<=", ">>=", "::", "->", "++", "--",
+                                                    "<<",  "<=",  ">=",  "==",  "!=",  "&&", "||", "+=", "-=",
+                                                    "*=",  "/=",  "%=",  "&=",  "|=",  "^=", ".*", "##"};
     for (const string_view p : longer)
       if (string_view(s_).substr(at_).starts_with(p)) return add(Token::punctuation, at_ + p.size());
     add(Token::punctuation, at_ + 1);
@@ -303,7 +303,7 @@ class Parser {
     for (int depth = 0; i < code_.size(); ++i) {
       const string_view t = text(i);
       if (t == "(" || t == "[" || t == "{") i = partner_[i];
-      depth += t == "<" ? 1 : t == ">" ? -1 : t == ">>" ? -2 : 0;
+      depth += t == "<" ? 1 : t == ">" ? -1 : 0;
       if (depth <= 0) return i + 1;
     }
     return i;
@@ -346,6 +346,7 @@ class Parser {
                (text(j + 1) == "alignas" && text(j + 2) == "("))
           j = text(j + 1) == "[" ? partner_[j + 1] : text(j + 1) == "alignas" ? partner_[j + 2] : j + 1;
         if (is_name(j + 1)) name = text(j + 1);
+        for (size_t k = j + 2; text(k) == "::" && is_name(k + 1); k += 2) name += "::" + string(text(k + 1));
       } else if (t == "(") {
         const string_view before = j > i ? text(j - 1) : "";
         if (head && is_name(j - 1) && j > i) {
@@ -540,11 +541,12 @@ std::vector<Rename> parse_renames(string_view text) {
     const string_view pair = trimmed(text.substr(0, comma));
     const size_t arrow = pair.find("->");
     const auto is_plain = [](string_view s) {
-      return !s.empty() && std::ranges::all_of(s, is_word) && !parts_of(s).empty();
+      return !s.empty() && std::ranges::all_of(s, is_word) && s.front() != '_' && s.back() != '_';
     };
     const string from(arrow == pair.npos ? "" : trimmed(pair.substr(0, arrow)));
     const string to(arrow == pair.npos ? "" : trimmed(pair.substr(arrow + 2)));
-    if (!is_plain(from) || !is_plain(to)) fail("expected A -> B, both of letters, digits and _, got ", quoted(pair));
+    if (!is_plain(from) || !is_plain(to))
+      fail("expected A -> B, letters and digits with _ between them, got ", quoted(pair));
     if (from == to) fail("rename ", from, " -> ", to, ": expected two names, got one");
     for (const Rename& r : renames)
       if (r.from == from) fail("rename ", from, ": given twice");
@@ -802,7 +804,8 @@ class Pages {
     size_t ordinal = 1;
     if (hash != string::npos) {
       const string given = copy.source_name.substr(hash + 1);
-      ordinal = given.size() == 1 && is_digit(given[0]) ? size_t(given[0] - '0') : 0;
+      ordinal =
+          !given.empty() && given.size() < 4 && std::ranges::all_of(given, is_digit) ? size_t(std::stoi(given)) : 0;
       if (ordinal < 1 || ordinal > found.size())
         fail(place(copy), ": ", copy.source_name, ": expected ", name, "#1 to ", name, '#', found.size(), " (lines ",
              where, " of ", copy.source_file, "), got #", given);
@@ -964,9 +967,7 @@ struct Config {
   void fields(auto&& f) { f("folder", folder, "the pages; else models/ here, or that of Dense's source"); }
   fs::path found() const {
     std::error_code ignored;
-    const fs::path path = folder                                ? *folder
-                          : fs::is_directory("models", ignored) ? "models"
-                                                                : DENSE_SOURCE_DIR "/models";
+    fs::path path = folder ? *folder : fs::is_directory("models", ignored) ? "models" : DENSE_SOURCE_DIR "/models";
     if (!fs::is_directory(path, ignored)) fail("--folder: ", path.string(), ": no such folder");
     return path;
   }
@@ -1051,15 +1052,18 @@ int fix(const Call& call) {
 int diff(const Call& call) {
   Config config;
   std::array<string, 2> names;
-  if (!parse_flags(config, call, "Shows how two pages differ, but for their names, and how much of each is its own.",
+  if (!parse_flags(config, call,
+                   "Shows how two pages differ, but for their names, and how much of each is its own.\n\n"
+                   "PAGE  a name in the folder, or a file",
                    call.program + " llama qwen2", {{"PAGE", &names[0]}, {"PAGE", &names[1]}}))
     return 0;
   const fs::path folder = config.found();
   std::array<string, 2> texts, stems;
   std::array<Side, 2> sides;
   for (size_t i = 0; i < 2; ++i) {
-    const fs::path path = folder / (names[i].ends_with(".h") ? names[i] : names[i] + ".h");
+    fs::path path = folder / (names[i].ends_with(".h") ? names[i] : names[i] + ".h");
     std::error_code ignored;
+    if (!fs::exists(path, ignored) && fs::is_regular_file(names[i], ignored)) path = names[i];
     if (!fs::is_regular_file(path, ignored)) {
       std::vector<string> known;
       for (const auto& entry : fs::directory_iterator(folder)) known.push_back(entry.path().stem().string());
@@ -1069,13 +1073,14 @@ int diff(const Call& call) {
     sides[i] = {path.string(), lines_of(texts[i]), 1};
   }
   std::vector<Rename> renames;
-  if (stems[0] != stems[1]) renames.push_back({stems[0], stems[1], lower_parts(stems[0]), lower_parts(stems[1])});
+  if (stems[0] != stems[1] && !parts_of(stems[0]).empty())
+    renames.push_back({stems[0], stems[1], lower_parts(stems[0]), lower_parts(stems[1])});
   std::vector<int> hits(1);
   const string renamed = rename(texts[0], false, renames, hits);
   const std::array<std::vector<string>, 2> lines = {keys(lines_of(renamed)), keys(sides[1].lines)};
   const auto same = common(lines[0], lines[1]);
   print_diff(sides[0], sides[1], same);
-  const auto filled = [](const string& line) { return !line.empty(); };
+  const auto filled = [](const string& line) { return !line.empty() && !line.starts_with("// copied from "); };
   const auto shared = std::ranges::count_if(same, [&](const auto& pair) { return filled(lines[1][pair.second]); });
   for (size_t i = 0; i < 2; ++i) {
     const auto all = std::ranges::count_if(lines[i], filled), own = all - shared;

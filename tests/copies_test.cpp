@@ -75,8 +75,10 @@ TEST_F(Copies, EveryLineThatSaysCopiedFromIsAMarkOrAnError) {
       {"// copied from llama.h: norm from there", form},
       {"// copied from llama.h: norm with", form},
       {"// copied from llama.h: ", form},
-      {"// copied from llama.h: norm with x", "expected A -> B, both of letters, digits and _, got \"x\""},
-      {"// copied from llama.h: norm with x -> y,", "expected A -> B, both of letters, digits and _, got \"\""},
+      {"// copied from llama.h: norm with x", "expected A -> B, letters and digits with _ between them, got \"x\""},
+      {"// copied from llama.h: norm with x_ -> y", "expected A -> B, letters and digits with _ between them"},
+      {"// copied from llama.h: norm with x -> y,",
+       "expected A -> B, letters and digits with _ between them, got \"\""},
       {"// copied from llama.h: norm with x. -> y", "got \"x. -> y\""},
       {"// copied from llama.h: norm with x -> y, x -> z", "rename x: given twice"},
       {"// copied from llama.h: norm with x -> x", "rename x -> x: expected two names, got one"},
@@ -253,6 +255,9 @@ TEST_F(Copies, SpacesAndLineBreaksDoNotCountAndCommentsDo) {
   page("a.h", "int f(int x) {\n  g(x, 1);  // why\n  return x;\n}\n");
   page("b.h", "// copied from a.h: f\nint f(int x) {\n\n    g(x,\n      1);  // why   \r\n  return x; }\n");
   expect_equal();
+  page("c.h", "std::vector<std::vector<int>> v = {};\n");
+  page("d.h", "// copied from c.h: v\nstd :: vector<std::vector<int> > v={};\n");
+  expect_equal();
   page("b.h", "// copied from a.h: f\nint f(int x) {\n  g(x, 1);  // why not\n  return x;\n}\n");
   expect_different({"-  g(x, 1);  // why\n+  g(x, 1);  // why not\n"});
   page("b.h", "// copied from a.h: f\nint f(int x) {\n  g(x, 1);\n  return x;\n}\n");
@@ -317,6 +322,8 @@ TEST_F(Copies, DiffShowsHowMuchOfAPageIsItsOwn) {
             "--- models/llama.h\n+++ models/qwen2.h\n@@ -2,4 +2,5 @@\n int qwen2 = 1;\n int x = 2;\n \n"
             "-int y = 3;\n+int z = 3;\n+int w = 4;\n"
             "models/llama.h: 1 of 4 lines are its own, 25%\nmodels/qwen2.h: 2 of 5 lines are its own, 40%\n");
+  write("my.h", "// My.\n// copied from llama.h: llama\nint my = 1;\nint x = 2;\nint y = 3;\n");
+  EXPECT_TRUE(contains(copies({"diff", "llama", "my.h"}).out, "\nmy.h: 0 of 4 lines are its own, 0%\n"));
   expect_refused({"copies", "diff", "llama", "qwen"}, "models/qwen.h: no such page; did you mean qwen2?",
                  "dense copies");
   expect_refused({"copies", "diff", "llama"}, "expected PAGE", "dense copies");
