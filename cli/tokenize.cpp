@@ -69,7 +69,7 @@ int tokenize_command(const Call& call) {
           "MODEL  a folder with tokenizer.json or vocab.txt, a tokenizer.json, or a name in the local cache",
           call.program + " gpt2/ < lines.txt", {{"MODEL", &model}}))
     return 0;
-  const auto [decode, json, special, skip_special] = config;
+  const bool decode = config.decode, special = config.special, skip_special = config.skip_special;
   if (special && decode) fail("--special: text becomes ids with it, so it does not go with --decode");
   if (skip_special && !decode) fail("--skip-special: expected --decode, too");
   const Tokenizer tokenizer(std::filesystem::is_regular_file(model) ? std::filesystem::path(model) : find_model(model));
@@ -82,7 +82,7 @@ int tokenize_command(const Call& call) {
       fail(input, ": ", place, ": ", error.what());
     }
   };
-  if (!json) {
+  if (!config.json) {
     int64_t number = 0;
     for (std::string line; std::getline(std::cin, line);) {
       const std::string out = with_place(text("line ", ++number), [&] {
