@@ -626,11 +626,11 @@ TEST(AddedTokens, OptionsOfHuggingFacesOwnTests) {
                   added("ony", {{"single_word", true}}), added("[CLS]", {{"special", true}, {"normalized", false}}),
                   added("[SEP]", {{"special", true}, {"normalized", false}})}}};
   expect_words(parts, "[CLS] My name is Anthony [SEP]", {"[CLS]", "my", "name", " is anthony ", "[SEP]"});
-  parts["added_tokens"] = {added("<mask>", {{"single_word", true}})};
+  parts["added_tokens"] = json::array({added("<mask>", {{"single_word", true}})});
   expect_words(parts, "<mask> My name <mask> A<mask> <mask>ony <mask>",
                {"<mask>", " my name ", "<mask>", " a<mask> <mask>ony ", "<mask>"});
   expect_words(parts, "<mask>, <mask>- \u25cc\u0330<mask>", {"<mask>", ", ", "<mask>", "- \u25cc\u0330<mask>"});
-  parts["added_tokens"] = {added("<mask>", {{"single_word", true}, {"lstrip", true}, {"rstrip", true}})};
+  parts["added_tokens"] = json::array({added("<mask>", {{"single_word", true}, {"lstrip", true}, {"rstrip", true}})});
   expect_words(parts, "Hi <mask> there\t<mask>\t<mask>\u2000", {"hi", "<mask>", "there", "<mask>", "<mask>"});
 }
 
