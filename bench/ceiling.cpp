@@ -17,11 +17,6 @@ extern "C" void omp_set_num_threads(int count);  // of the OpenMP library that o
 
 namespace dense::cli {
 
-using Clock = std::chrono::steady_clock;
-static double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 namespace {
 
 // m x n x k on each thread, over and over for a while: the sum of their best rates.
@@ -56,10 +51,6 @@ double rate_of(bool bf16, int threads, int64_t m, int64_t n, int64_t k) {
   for (double rate : rates) total += rate;
   return total;
 }
-
-}  // namespace
-
-namespace {
 
 struct alignas(64) Line {
   uint64_t words[8];

@@ -1,9 +1,16 @@
 // What the machine can do at most, measured beside what we reach.
 #pragma once
 
+#include <chrono>
+
 #include "dense/tensor/threads.h"
 
 namespace dense::cli {
+
+using Clock = std::chrono::steady_clock;
+inline double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 // The best rate that oneDNN shows for products of GPT-2's sizes, each thread on one of its own, in FLOP/s.
 double matmul_rate(bool bf16, int threads);

@@ -15,9 +15,6 @@
 namespace dense::cli {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 struct Config {
   std::string dtype = "as-stored";
   int tokens = 128, prompt = 1, rows = 1, prefill = 512, rounds = 3, threads = 0, profile = 1;

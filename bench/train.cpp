@@ -15,9 +15,6 @@
 namespace dense::cli {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 struct Config {
   std::string precision = "f32";
   int batch = 1, time = 1024, steps = 3, threads = 0, n_layer = 12, n_embd = 768, n_head = 12, vocab_size = 50257;

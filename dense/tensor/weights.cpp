@@ -135,8 +135,9 @@ int64_t Parameters::count() const {
 }
 
 void Parameters::widen() {
+  const auto threads = make_threads(1);
   for (auto& [name, parameter] : all_)
-    if (parameter.declared) convert(name, Dtype::f32, true, *make_threads(1));
+    if (parameter.declared) convert(name, Dtype::f32, true, *threads);
 }
 
 void Parameters::convert(const std::string& name, Dtype type, bool by_row, Threads& threads) {
