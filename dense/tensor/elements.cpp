@@ -70,7 +70,8 @@ void load(const std::byte* from, Dtype type, int64_t stride, int64_t n, T* to) {
     case Dtype::f16:
       if constexpr (sizeof(T) == 4) {
         const hn::Rebind<hwy::float16_t, decltype(d)> half;
-        for (; stride == 1 && lanes > 1 && i + lanes <= n; i += lanes)  // Highway's single lanes know no infinity
+        constexpr bool emulated = HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128;  // they know no infinity
+        for (; stride == 1 && !emulated && i + lanes <= n; i += lanes)
           hn::StoreU(hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(from) + i)), d, to + i);
       }
       return each(two, [](const std::byte* p) { return T(widened_half(element<uint16_t>(p))); });
@@ -168,10 +169,12 @@ void row_max(const T* x, int64_t rows, int64_t columns, T* y) {
     int64_t i = 0;
     for (; i + n <= columns; i += n) take(hn::LoadU(d, x + i));
     if (i < columns) take(first_of(d, x + i, columns - i, hn::Set(d, x[0])));
-    bool is_nan = false;
-    if (HWY_UNLIKELY(!hn::AllTrue(d, hn::Eq(nan, hn::Zero(d)))))
-      for (int64_t k = 0; k < columns; ++k) is_nan = is_nan || std::isnan(x[k]);
-    y[r] = is_nan ? std::numeric_limits<T>::quiet_NaN() : hn::GetLane(hn::MaxOfLanes(d, m));
+    if (HWY_LIKELY(hn::AllTrue(d, hn::Eq(nan, hn::Zero(d))))) {
+      y[r] = hn::GetLane(hn::MaxOfLanes(d, m));
+    } else {  // MaxOfLanes without vector instructions begins at the least finite number
+      const bool is_nan = std::any_of(x, x + columns, [](T v) { return std::isnan(v); });
+      y[r] = is_nan ? std::numeric_limits<T>::quiet_NaN() : *std::max_element(x, x + columns);
+    }
   }
 }
 

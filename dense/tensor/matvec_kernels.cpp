@@ -77,8 +77,10 @@ HWY_INLINE V load(const uint16_t* p) {
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(u, hn::LoadU(narrow, p))));
 }
 HWY_INLINE V load(const Half* p) {
-  if constexpr (N == 1) {  // Highway's single lanes know no infinity
-    return hn::Set(d, widened_half(p->bits));
+  if constexpr (HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128) {  // Highway's know no infinity
+    float wide[N];
+    for (int i = 0; i < N; ++i) wide[i] = widened_half(p[i].bits);
+    return hn::LoadU(d, wide);
   } else {
     const hn::Rebind<hwy::float16_t, D> half;
     return hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(p)));
