@@ -135,7 +135,8 @@ HWY_INLINE hn::Vec<D> first_of(D d, const hn::TFromD<D>* x, int64_t count, hn::V
   return hn::IfThenElse(hn::FirstN(d, size_t(count)), hn::LoadU(d, x), rest);
 }
 
-// Four sums side by side, added up at the end, whatever the length.
+// Four sums side by side, added up at the end. Which one an element is part of depends on its place alone: zeros behind a
+// row change no bit of its sum.
 template <class T>
 void row_sum(const T* x, int64_t rows, int64_t columns, T* y) {
   const hn::ScalableTag<T> d;
@@ -149,8 +150,11 @@ void row_sum(const T* x, int64_t rows, int64_t columns, T* y) {
       s2 = hn::Add(s2, hn::LoadU(d, x + i + 2 * n));
       s3 = hn::Add(s3, hn::LoadU(d, x + i + 3 * n));
     }
-    for (; i + n <= columns; i += n) s0 = hn::Add(s0, hn::LoadU(d, x + i));
-    if (i < columns) s1 = hn::Add(s1, first_of(d, x + i, columns - i, hn::Zero(d)));
+    const auto add_rest = [&](auto& s) HWY_ATTR {
+      if (i < columns) s = hn::Add(s, first_of(d, x + i, columns - i, hn::Zero(d)));
+      i += n;
+    };
+    add_rest(s0), add_rest(s1), add_rest(s2), add_rest(s3);
     y[r] = hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
   }
 }
