@@ -10,26 +10,29 @@
 
 namespace dense {
 
-// Keys and values of the tokens so far, for each attention of a page in the order of its calls. Graphs for other numbers
-// of new tokens share it.
+// Keys and values of the tokens so far, in the order in which a page asks for them. Graphs for other numbers of new tokens
+// share it.
 struct KvCache {
   int64_t batch = 0, capacity = 0;  // rows, and the tokens that each can have
-  struct Layer {
-    Memory keys, values;  // (batch, H_kv, capacity, D) in f32
+  struct Entry {
+    Memory memory;  // f32
     Shape shape;
+    bool grows;  // axis 1 is the capacity
   };
-  std::vector<Layer> layers = {};
+  std::vector<Entry> entries = {};
 };
 
 struct Context {
   Tensor lengths = {};      // (B) i32: how many tokens of each row are real; none: all of them
   Tensor token_types = {};  // (B, T) i32: which of a page's kinds of text each token is of; none: 0, the first
+  Tensor decoder_ids = {};  // (B, T) i32: what the decoder of an encoder-decoder sees, whose encoder sees the ids
   Tensor dropout_key = {};  // two i32 that change with each step, while training; none: no dropout
   // In generation: the position of each row's first token (B) i32, what came before, and of the B T tokens those (B) i32
   // whose logits are wanted.
   Tensor starts = {};
   KvCache* cache = nullptr;
   Tensor wanted = {};
+  std::vector<Tensor> writes = {};          // to the cache, which a plan must have among its outputs
   std::map<std::string, Tensor> kept = {};  // by name
 
   // x, to be found under this name afterwards.
@@ -52,6 +55,17 @@ struct Context {
   Tensor attention(Tensor q, Tensor k, Tensor v, const AttentionOptions& options) {
     return dense::attention(q, k, v, options, lengths, starts, cache ? next_layer(k) : KeyValues());
   }
+
+  // For attention that is put together on a page, as that of an encoder-decoder. Its text is seen first, with a cache
+  // and without starts; then its decoder sees one token at a time, with both.
+  //
+  // How many keys the decoder's queries have, those of tokens that are still to come included.
+  int64_t keys(Tensor ids) const { return starts ? cache->capacity : ids.size(1); }
+  // Keys or values (B, 1, H, D) of the newest token among those of all before it, (B, capacity, H, D).
+  Tensor with_earlier(Tensor x);
+  // What depends on the text alone: computed with it, and known to all steps.
+  Tensor once(Tensor x);
+
   // Of x (B, T, C) what the head is to see: all of it, or in generation each row's last token (B, 1, C).
   Tensor last(Tensor x) const {
     if (!wanted) return x;
@@ -59,25 +73,48 @@ struct Context {
     return reshape(gather(reshape(x, {-1, x.size(2)}), wanted), {-1, 1, x.size(2)});
   }
 
-  int dropouts = 0, attentions = 0;
+  int dropouts = 0, entries = 0;
 
  private:
+  Tensor cached(Graph& graph, const Shape& shape, bool grows = false);
   KeyValues next_layer(Tensor k);
 };
 
+// The next entry of the cache.
+inline Tensor Context::cached(Graph& graph, const Shape& shape, bool grows) {
+  const auto n = size_t(entries++);
+  if (n == cache->entries.size())
+    cache->entries.push_back({zero_memory(size_t(count_of(shape)) * sizeof(float)), shape, grows});
+  const KvCache::Entry& entry = cache->entries[n];
+  const std::string name = "cache " + std::to_string(n);
+  if (entry.shape != shape) fail(name, ": expected ", to_string(entry.shape), ", got ", to_string(shape));
+  return graph.external(shape, Dtype::f32, entry.memory, name);
+}
+
 inline KeyValues Context::next_layer(Tensor k) {
   const Shape shape{cache->batch, k.size(2), cache->capacity, k.size(3)};
-  const auto n = size_t(attentions++);
-  if (n == cache->layers.size()) {
-    const size_t bytes = size_t(count_of(shape)) * sizeof(float);
-    cache->layers.push_back({zero_memory(bytes), zero_memory(bytes), shape});
-  }
-  const KvCache::Layer& layer = cache->layers[n];
-  if (layer.shape != shape)
-    fail("attention ", n, ": expected a cache ", to_string(layer.shape), ", got ", to_string(shape));
-  const std::string name = "attention " + std::to_string(n);
-  return {k.graph().external(shape, Dtype::f32, layer.keys, name + " keys"),
-          k.graph().external(shape, Dtype::f32, layer.values, name + " values")};
+  const Tensor keys = cached(k.graph(), shape);
+  return {keys, cached(k.graph(), shape)};
+}
+
+inline Tensor Context::with_earlier(Tensor x) {
+  if (!cache) return x;
+  if (x.rank() != 4 || x.size(1) != 1)
+    fail("with_earlier: expected one token (B, 1, H, D), got ", to_string(x.shape()));
+  const Tensor earlier = cached(x.graph(), {x.size(0), cache->capacity, x.size(2), x.size(3)}, true);
+  if (!starts) return x;
+  const Tensor place = x.graph().counter({cache->capacity, 1, 1}, Dtype::i32);
+  const Tensor all = where(equal(place, reshape(starts, {-1, 1, 1, 1})), x, earlier);
+  writes.push_back(assign(earlier, all));
+  return all;
+}
+
+inline Tensor Context::once(Tensor x) {
+  if (!cache) return x;
+  const Tensor known = cached(x.graph(), x.shape());
+  if (starts) return known;
+  writes.push_back(assign(known, x));
+  return x;
 }
 
 }  // namespace dense

@@ -4,6 +4,7 @@
 #include <bit>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <set>
 
@@ -90,16 +91,22 @@ int32_t sample(std::span<const float> given, const Sampling& s, std::span<const 
 
 // ---- running
 
+constexpr int64_t first_room = 256;  // tokens, for an answer
+
 struct Generator::Recorded {
   Graph graph;
-  Tensor ids, starts, wanted, logits;
+  Tensor ids, decoder_ids, lengths, starts, wanted, logits;
   Context context;
   std::unique_ptr<Plan> plan;
   explicit Recorded(const std::shared_ptr<Threads>& threads) : graph(threads) {}
 };
 
 Generator::Generator(Model& model, int64_t rows, int64_t capacity)
-    : model_(model), cache_{rows, capacity}, lengths_(size_t(rows), 0), logits_(size_t(rows)) {
+    : model_(model),
+      capacity_(capacity),
+      cache_{rows, model.page().decoder ? std::min(capacity, first_room) : capacity},
+      lengths_(size_t(rows), 0),
+      logits_(size_t(rows)) {
   if (rows < 1 || capacity < 1) fail("generator: expected one row of one token or more");
   if (model.context() && capacity > model.context())
     fail("generator: expected rows of at most the model's ", model.context(), " tokens, got ", capacity);
@@ -113,28 +120,38 @@ Generator::Recorded& Generator::recorded(int64_t time, bool decodes) {
   auto r = std::make_unique<Recorded>(model_.threads());
   Graph& graph = r->graph;
   graph.streams_weights = decodes;
+  const bool answers = bool(model_.page().decoder);
   r->ids = graph.input({rows(), time}, Dtype::i32, "input_ids");
-  r->starts = r->context.starts = graph.input({rows()}, Dtype::i32, "starts");
-  if (time > 1) r->wanted = r->context.wanted = graph.input({rows()}, Dtype::i32, "wanted");
+  if (answers) {
+    r->decoder_ids = r->context.decoder_ids = graph.input({rows(), 1}, Dtype::i32, "decoder_input_ids");
+    r->lengths = r->context.lengths = graph.input({rows()}, Dtype::i32, "lengths");
+  }
+  if (decodes || !answers) r->starts = r->context.starts = graph.input({rows()}, Dtype::i32, "starts");
+  if (time > 1 && !answers) r->wanted = r->context.wanted = graph.input({rows()}, Dtype::i32, "wanted");
   r->context.cache = &cache_;
   r->logits = model_.page().forward(Weights(graph, model_.parameters()), r->ids, r->context);
-  r->plan = std::make_unique<Plan>(std::initializer_list<Tensor>{r->logits}, arena_);
+  std::vector<Tensor> outputs = r->context.writes;
+  if (r->starts) outputs.push_back(r->logits);
+  r->plan = std::make_unique<Plan>(outputs, arena_);
   return *(recorded_[{time, decodes}] = std::move(r));
 }
 
-Plan& Generator::decode_plan() { return *recorded(1, true).plan; }
+Plan& Generator::decode_plan() { return *recorded(text_time_, true).plan; }
 Plan& Generator::prefill_plan(int64_t tokens) { return *recorded(tokens, false).plan; }
 
 void Generator::prefill(std::span<const std::span<const int32_t>> tokens) {
   if (int64_t(tokens.size()) != rows()) fail("prefill: expected tokens of ", rows(), " rows, got ", tokens.size());
+  const bool answers = bool(model_.page().decoder);
   size_t longest = 0;
   for (size_t row = 0; row < tokens.size(); ++row) {
     longest = std::max(longest, tokens[row].size());
     if (tokens[row].empty()) fail("prefill: row ", row, ": expected one token or more");
+    if (answers) continue;
     if (lengths_[row] + int64_t(tokens[row].size()) > capacity())
       fail("prefill: row ", row, ": expected at most ", capacity() - lengths_[row], " tokens, got ",
            tokens[row].size());
   }
+  if (answers) return see(tokens, int64_t(longest));
   // Blocks of a power of two, so that few plans serve all prompts. Their size changes no bit.
   const int64_t most = std::max<int64_t>(16, std::bit_floor(uint64_t(std::max<int64_t>(1, 512 / rows()))));
   for (size_t begin = 0, time = 0; begin < longest; begin += time) {
@@ -162,15 +179,54 @@ void Generator::prefill(std::span<const std::span<const int32_t>> tokens) {
   for (size_t row = 0; row < tokens.size(); ++row) lengths_[row] += int32_t(tokens[row].size());
 }
 
+// What an encoder-decoder does with a text: its encoder sees all of it at once, and then its decoder its first token.
+void Generator::see(std::span<const std::span<const int32_t>> tokens, int64_t longest) {
+  if (std::ranges::any_of(lengths_, [](int32_t length) { return length > 0; }))
+    fail("prefill: expected no tokens before, since ", model_.page().model_type, " sees a text at once");
+  if (longest != text_time_) recorded_.clear(), cache_.entries.clear();
+  text_time_ = longest;
+  Recorded &seen = recorded(longest, false), &next = recorded(longest, true);
+  for (size_t row = 0; row < tokens.size(); ++row) {
+    const auto ids = seen.ids.data<int32_t>().subspan(row * size_t(longest), size_t(longest));
+    std::ranges::fill(ids, 0);
+    std::ranges::copy(tokens[row], ids.begin());
+    for (const Recorded* r : {&seen, &next}) r->lengths.data<int32_t>()[row] = int32_t(tokens[row].size());
+  }
+  seen.plan->run();
+  step(std::vector<int32_t>(tokens.size(), model_.page().decoder().start));
+}
+
+// Answers have no longest length, and most are short: their room is doubled when they need it. It changes no bit.
+void Generator::grow() {
+  const int64_t capacity = std::min(2 * cache_.capacity, capacity_);
+  for (KvCache::Entry& entry : cache_.entries) {
+    if (!entry.grows) continue;
+    const size_t row = size_t(count_of(entry.shape)) * sizeof(float) / size_t(rows());
+    entry.shape[1] = capacity;
+    const Memory wider = zero_memory(size_t(count_of(entry.shape)) * sizeof(float));
+    const size_t wide_row = size_t(count_of(entry.shape)) * sizeof(float) / size_t(rows());
+    for (size_t b = 0; b < size_t(rows()); ++b)
+      std::memcpy(wider.data + b * wide_row, entry.memory.data + b * row, row);
+    entry.memory = wider;
+  }
+  cache_.capacity = capacity;
+  recorded_.erase({text_time_, true});
+  const auto lengths = recorded(text_time_, false).lengths.data<int32_t>();
+  std::ranges::copy(lengths, recorded(text_time_, true).lengths.data<int32_t>().begin());
+}
+
 void Generator::step(std::span<const int32_t> ids) {
   if (int64_t(ids.size()) != rows()) fail("step: expected a token of each of ", rows(), " rows, got ", ids.size());
-  Recorded& r = recorded(1, true);
-  const auto to = r.ids.data<int32_t>(), starts = r.starts.data<int32_t>();
-  for (size_t row = 0; row < ids.size(); ++row) {
+  for (size_t row = 0; row < ids.size(); ++row)
     if (ids[row] >= 0 && lengths_[row] >= capacity())
       fail("step: row ", row, ": expected at most ", capacity(), " tokens");
+  if (cache_.capacity < capacity_ && std::ranges::max(lengths_) >= cache_.capacity) grow();
+  Recorded& r = recorded(text_time_, true);
+  if (r.lengths && r.lengths.data<int32_t>()[0] == 0) fail("step: expected a text before, from prefill");
+  const auto to = (r.decoder_ids ? r.decoder_ids : r.ids).data<int32_t>(), starts = r.starts.data<int32_t>();
+  for (size_t row = 0; row < ids.size(); ++row) {
     to[row] = std::max(ids[row], 0);
-    starts[row] = std::min(lengths_[row], int32_t(capacity()) - 1);
+    starts[row] = std::min(lengths_[row], int32_t(cache_.capacity) - 1);
   }
   r.plan->run();
   const auto logits = r.plan->get<float>(r.logits);
@@ -219,14 +275,17 @@ Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, 
   result.ids.resize(prompts.size());
   if (generation.tokens == 0) return result;
   const int64_t most = context ? context : INT32_MAX;
-  const int64_t capacity = int64_t(longest) + std::min(generation.tokens, most - int64_t(longest));
+  // an answer begins with a token of its own, and its last one is not seen
+  const bool answers = bool(model.page().decoder);
+  const int64_t capacity = answers ? std::min(generation.tokens, most)
+                                   : int64_t(longest) + std::min(generation.tokens, most - int64_t(longest));
 
   const auto begin = Clock::now();
   Generator generator(model, int64_t(prompts.size()), capacity);
   std::vector<std::vector<int32_t>> texts(prompts.begin(), prompts.end());
+  if (answers) std::ranges::fill(texts, std::vector<int32_t>{model.page().decoder().start});
   generator.prefill(std::vector<std::span<const int32_t>>(prompts.begin(), prompts.end()));
   result.prefill_seconds = seconds(begin);
-  if (generation.profile) generator.decode_plan().profile(true);
   const auto start = Clock::now();
   std::vector<int32_t> next(prompts.size(), 0);
   std::vector<char> done(prompts.size(), 0);
@@ -245,6 +304,7 @@ Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, 
       if (done[row]) next[row] = -1;
     }
     if (!goes_on || !any) break;
+    if (generation.profile) generator.decode_plan().profile(true);  // which may be another one
     generator.step(next);
     ++result.steps;
   }

@@ -36,12 +36,14 @@ int32_t sample(std::span<const float> logits, const Sampling& sampling, std::spa
 
 class Generator {
  public:
-  // `rows` at once, of at most `capacity` tokens each. Throws Error for more than the model's context. What the model's
-  // convert() or first step() puts in place of weights later does not reach it.
+  // `rows` at once, of at most `capacity` tokens each; of an encoder-decoder these are its decoder's. Throws Error for
+  // more than the model's context. What the model's convert() or first step() puts in place of weights later does not
+  // reach it.
   Generator(Model& model, int64_t rows, int64_t capacity);
   ~Generator();
 
-  // More tokens of each row, one or more. Throws Error for what is no token or more than there is room for.
+  // More tokens of each row, one or more. Throws Error for what is no token or more than there is room for. An
+  // encoder-decoder takes a row's whole text at once, and its decoder then begins.
   void prefill(std::span<const std::span<const int32_t>> tokens);
   // One more token of each row; of those with -1 none.
   void step(std::span<const int32_t> ids);
@@ -51,7 +53,7 @@ class Generator {
   std::span<const float> logits(int64_t row) const;
 
   int64_t rows() const { return cache_.batch; }
-  int64_t capacity() const { return cache_.capacity; }
+  int64_t capacity() const { return capacity_; }
   // Of step, and of prefill with blocks of so many tokens: for their profiles.
   Plan& decode_plan();
   Plan& prefill_plan(int64_t tokens);
@@ -59,9 +61,13 @@ class Generator {
  private:
   struct Recorded;
   Recorded& recorded(int64_t time, bool decodes);
+  void see(std::span<const std::span<const int32_t>> tokens, int64_t longest);
+  void grow();
 
   Model& model_;
+  int64_t capacity_;
   KvCache cache_;
+  int64_t text_time_ = 1;  // of the longest text that an encoder saw
   std::shared_ptr<Arena> arena_ = std::make_shared<Arena>();
   std::map<std::pair<int64_t, bool>, std::unique_ptr<Recorded>> recorded_;  // by new tokens of a row
   std::vector<int32_t> lengths_;
@@ -85,8 +91,9 @@ struct Generated {
 // Throws Error for prompts that are empty, leave no room in the model's context or have tokens that it has not.
 void check_prompts(const Model& model, std::span<const std::vector<int32_t>> prompts);
 
-// Continues prompts of one token or more each. `on_token` is told of every new one; where it returns false, all ends.
-// Rows that would be longer than the model's context end there. Throws what check_prompts throws.
+// Continues prompts of one token or more each; an encoder-decoder answers them. `on_token` is told of every new one;
+// where it returns false, all ends. Rows that would be longer than the model's context end there. Throws what
+// check_prompts throws.
 Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, const Generation& generation,
                    const std::function<bool(int64_t row, int32_t id)>& on_token = {});
 

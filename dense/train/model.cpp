@@ -14,13 +14,18 @@ namespace dense {
 // A graph for one shape of inputs.
 struct Model::Recorded {
   Graph graph;
-  Tensor ids, types, targets, lengths, key, logits, loss;
+  Tensor ids, decoder_ids, types, targets, lengths, key, logits, loss;
   Tensor lr, rate, scale;
   Context context;
   Optimizer optimizer;
   std::unique_ptr<Plan> plan;
-  int64_t batch = 0, time = 0;
   explicit Recorded(const std::shared_ptr<Threads>& threads) : graph(threads) {}
+  // Whether it is for inputs of these shapes.
+  bool fits(const Inputs& inputs) const {
+    return ids.shape() == Shape{inputs.batch, inputs.time} && bool(lengths) == !inputs.lengths.empty() &&
+           bool(types) == !inputs.token_types.empty() &&
+           (decoder_ids ? decoder_ids.size(1) == inputs.decoder_time() : inputs.decoder_ids.empty());
+  }
 };
 
 namespace {
@@ -65,7 +70,7 @@ void write_new_config(const Page& page, const std::filesystem::path& folder, Dty
     if (item.kind == Json::object) std::ranges::sort(item.items, by_name);
   write_file(folder / "config.json", to_text(root, 2) + "\n");
 
-  if (!page.causal || page.architecture.empty()) return;
+  if (!page.generates() || page.architecture.empty()) return;
   Json generation{Json::object, "", "", {{Json::boolean, "_from_model_config", "true"}}};
   for (const Json& item : root.items)
     if (is_token(item) && item.kind != Json::null) generation.items.push_back(item);
@@ -87,8 +92,15 @@ Model::~Model() = default;
 
 Model::Model(Page page, int threads, uint64_t seed)
     : page_(std::move(page)), parameters_(seed, page_.base), threads_(make_threads(threads)) {
-  int32_t id = 0;  // declares everything
-  vocabulary_ = record({1, 1, std::span(&id, 1)})->logits.size(-1);
+  declare();
+}
+
+// Records the page, and so every parameter.
+void Model::declare() {
+  const int32_t id = 0;
+  Inputs inputs{1, 1, {&id, 1}};
+  if (page_.decoder) inputs.decoder_ids = inputs.ids;
+  vocabulary_ = record(inputs)->logits.size(-1);
 }
 
 Model::Model(Page page, const std::filesystem::path& folder, int threads, const Warn& warn)
@@ -116,9 +128,8 @@ Model::Model(Page page, const std::filesystem::path& folder, int threads, const 
     }
     parameters_.load({name, stored_type(tensor), tensor.shape, {tensor.bytes.data(), tensor.owner}, false, {}});
   }
-  int32_t id = 0;
   try {
-    vocabulary_ = record({1, 1, std::span(&id, 1)})->logits.size(-1);
+    declare();
     std::vector<std::string> inert = page_.inert_tensors;
     for (const std::string& name : page_.unreached) parameters_.adopt(name), inert.push_back(name);
     parameters_.check(inert);
@@ -137,12 +148,12 @@ void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
       if ((given[i] < 0 || given[i] > most) && !(least < 0 && given[i] == least))
         fail(what, ": expected 0 to ", most, least < 0 ? ", or -100 to leave out" : "", ", got ", given[i], " at ", i);
   };
-  const int64_t count = inputs.batch * inputs.time;
+  const int64_t count = inputs.batch * inputs.time, scored = r.logits.size(0) * r.logits.size(1);
   expect("input_ids", inputs.ids, count, 0, vocabulary - 1);
   std::vector<int32_t> next;
   std::span<const int32_t> targets = inputs.targets;
   if (!inputs.labels.empty()) {
-    expect("labels", inputs.labels, count, -100, vocabulary - 1);
+    expect("labels", inputs.labels, scored, -100, vocabulary - 1);
     targets = inputs.labels;
     if (page_.causal) {
       next.assign(inputs.labels.begin() + 1, inputs.labels.end());
@@ -151,11 +162,23 @@ void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
       targets = next;
     }
   }
-  if (inputs.scored()) expect("targets", targets, count, -100, vocabulary - 1);
+  if (inputs.scored()) expect("targets", targets, scored, -100, vocabulary - 1);
+  std::vector<int32_t> earlier;
+  std::span<const int32_t> decoder_ids = inputs.decoder_ids;
+  if (r.decoder_ids && decoder_ids.empty()) {
+    const Page::Decoder decoder = page_.decoder();
+    for (int64_t i = 0; i < scored; ++i) {
+      const int32_t before = i % r.decoder_ids.size(1) ? targets[size_t(i - 1)] : decoder.start;
+      earlier.push_back(before == -100 ? decoder.pad : before);
+    }
+    decoder_ids = earlier;
+  }
+  if (r.decoder_ids) expect("decoder_input_ids", decoder_ids, scored, 0, vocabulary - 1);
   if (!inputs.lengths.empty()) expect("lengths", inputs.lengths, inputs.batch, 0, int32_t(inputs.time));
   if (!inputs.token_types.empty())
     expect("token_type_ids", inputs.token_types, count, 0, int32_t(page_.token_types()) - 1);
   r.ids.set(inputs.ids);
+  if (r.decoder_ids) r.decoder_ids.set(decoder_ids);
   if (r.types) r.types.set(inputs.token_types);
   if (r.targets) r.targets.set(targets);
   if (r.lengths) r.lengths.set(inputs.lengths);
@@ -166,9 +189,15 @@ std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmu
   auto r = std::make_unique<Recorded>(threads_);
   Graph& graph = r->graph;
   graph.matmul_type = matmul_type;
-  r->batch = inputs.batch, r->time = inputs.time;
   const Shape shape{inputs.batch, inputs.time};
   r->ids = graph.input(shape, Dtype::i32, "input_ids");
+  if (page_.decoder) {
+    if (inputs.decoder_time() < 1) fail("decoder_input_ids: expected one token of each row or more, or labels");
+    r->decoder_ids = graph.input({inputs.batch, inputs.decoder_time()}, Dtype::i32, "decoder_input_ids");
+    r->context.decoder_ids = r->decoder_ids;
+  } else if (!inputs.decoder_ids.empty()) {
+    fail("decoder_input_ids: expected none, since ", page_.model_type, " is no encoder-decoder");
+  }
   if (!inputs.token_types.empty()) {
     if (!page_.token_types) fail("token_type_ids: expected none, since ", page_.model_type, " knows of no types");
     r->types = r->context.token_types = graph.input(shape, Dtype::i32, "token_type_ids");
@@ -177,7 +206,7 @@ std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmu
   if (dropout) r->key = r->context.dropout_key = graph.input({2}, Dtype::i32, "step");
   r->logits = page_.forward(Weights(graph, parameters_), r->ids, r->context);
   if (inputs.scored()) {
-    r->targets = graph.input(shape, Dtype::i32, "targets");
+    r->targets = graph.input((r->decoder_ids ? r->decoder_ids : r->ids).shape(), Dtype::i32, "targets");
     r->loss = cross_entropy(r->logits, r->targets);
   }
   return r;
@@ -226,10 +255,7 @@ std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradi
 
 float Model::loss(const Inputs& inputs) {
   if (!inputs.scored()) fail("loss: expected labels");
-  const bool same = evaluation_ && evaluation_->batch == inputs.batch && evaluation_->time == inputs.time &&
-                    bool(evaluation_->lengths) == !inputs.lengths.empty() &&
-                    bool(evaluation_->types) == !inputs.token_types.empty();
-  if (!same) {
+  if (!evaluation_ || !evaluation_->fits(inputs)) {
     evaluation_ = record(inputs);
     evaluation_->plan = std::make_unique<Plan>(std::initializer_list<Tensor>{evaluation_->loss});
   }
@@ -241,9 +267,8 @@ float Model::loss(const Inputs& inputs) {
 float Model::step(const Inputs& inputs, const Training& training) {
   if (!inputs.scored()) fail("step: expected labels");
   const auto same = std::ranges::find_if(trainings_, [&](const auto& t) {
-    return t->batch == inputs.batch && t->time == inputs.time && bool(t->lengths) == !inputs.lengths.empty() &&
-           bool(t->types) == !inputs.token_types.empty() && t->graph.matmul_type == training.matmul_type &&
-           bool(t->key) == training.dropout && t->optimizer == training.optimizer;
+    return t->fits(inputs) && t->graph.matmul_type == training.matmul_type && bool(t->key) == training.dropout &&
+           t->optimizer == training.optimizer;
   });
   if (same != trainings_.end()) {
     std::rotate(trainings_.begin(), same, same + 1);
@@ -299,7 +324,8 @@ std::map<std::string, bool> Model::matmul_weights() {
   Recorded r(threads_);
   r.graph.streams_weights = true;  // takes them as they are
   r.context.wanted = r.graph.input({1}, Dtype::i32);
-  page_.forward(Weights(r.graph, parameters_), r.graph.input({1, 1}, Dtype::i32), r.context);
+  r.ids = r.context.decoder_ids = r.graph.input({1, 1}, Dtype::i32);
+  page_.forward(Weights(r.graph, parameters_), r.ids, r.context);
   std::map<std::string, bool> result;
   for (int32_t id = 0; id < r.graph.nodes(); ++id) {
     if (r.graph.node(id).kind != Kind::matmul) continue;
@@ -369,7 +395,8 @@ int64_t write_new(const Page& page, const std::filesystem::path& folder, const N
   Parameters parameters(options.seed, page.base, false);
   Graph graph;
   Context context;
-  page.forward(Weights(graph, parameters), graph.input({1, 1}, Dtype::i32, "input_ids"), context);
+  const Tensor ids = context.decoder_ids = graph.input({1, 1}, Dtype::i32, "input_ids");
+  page.forward(Weights(graph, parameters), ids, context);
   std::vector<StoredTensor> tensors;
   const auto size = [&](const Parameter& p) { return size_t(count_of(p.shape)) * size_of(options.dtype); };
   for (const Parameter* p : parameters.declared())

@@ -1,6 +1,7 @@
 // A page and its parameters, ready to be called: what commands and bindings share.
 #pragma once
 
+#include <algorithm>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -26,7 +27,12 @@ struct Page {
   std::function<Tensor(Weights, Tensor ids, Context&)> forward;  // (B, T) -> (B, T, V)
   std::function<int64_t()> context = {};                         // the most tokens of a row; none: any number
   std::function<int64_t()> token_types = {};                     // how many there are; none: it knows of no types
+  struct Decoder {
+    int32_t start, pad;  // the token that it begins with, and the one that it sees where a label is left out
+  };
+  std::function<Decoder()> decoder = {};  // of an encoder-decoder, which answers a text; none: it is none
   bool causal = false;  // labels are the tokens themselves, and each place is scored on the one that comes next
+  bool generates() const { return causal || decoder; }
 };
 
 // The page that a config belongs to: its namespace has forward(config, ...).
@@ -47,6 +53,8 @@ Page page() {
   if constexpr (requires { config->context(); }) page.context = [config] { return int64_t(config->context()); };
   if constexpr (requires { config->type_vocab_size; })
     page.token_types = [config] { return int64_t(config->type_vocab_size); };
+  if constexpr (requires { config->decoder_start_token_id; })
+    page.decoder = [config] { return Page::Decoder{config->decoder_start_token_id, config->pad_token_id}; };
   if constexpr (requires { Config::causal; }) page.causal = Config::causal;
   return page;
 }
@@ -74,11 +82,16 @@ class Model {
 
   // Ids (B, T), and lengths (B): none, or how many tokens of each row are real. Token types (B, T) are for pages that
   // know of them; none: zeros. The loss is the mean cross entropy at the places whose target is not -100; targets (B, T)
-  // may also be given as Hugging Face has labels: to a causal model the tokens themselves.
+  // may also be given as Hugging Face has labels: to a causal model the tokens themselves. The ids of an encoder-decoder
+  // are its encoder's. Its targets have the shape (B, T') of its decoder's ids, and where these are not given they are
+  // the targets, each one place later.
   struct Inputs {
     int64_t batch = 0, time = 0;
-    std::span<const int32_t> ids, labels = {}, lengths = {}, targets = {}, token_types = {};
+    std::span<const int32_t> ids, labels = {}, lengths = {}, targets = {}, token_types = {}, decoder_ids = {};
     bool scored() const { return !labels.empty() || !targets.empty(); }
+    int64_t decoder_time() const {
+      return int64_t(std::max({decoder_ids.size(), labels.size(), targets.size()})) / batch;
+    }
   };
   struct Result {
     Shape shape;
@@ -117,6 +130,7 @@ class Model {
 
  private:
   struct Recorded;
+  void declare();
   std::map<std::string, bool> matmul_weights();
   std::unique_ptr<Recorded> record(const Inputs& inputs, Dtype matmul_type = Dtype::f32, bool dropout = false);
   void set_inputs(Recorded& r, const Inputs& inputs) const;
