@@ -44,6 +44,7 @@ int bench_decode_command(const Call& call) {
   auto start = Clock::now();
   const std::filesystem::path folder = find_model(model_name);
   Model model(page_of(model_type(folder)), folder, config.threads);
+  if (!model.page().causal) fail(folder.string(), ": expected a causal model, got ", model.page().model_type);
   if (type) model.convert(*type);
   const double loaded = seconds_since(start);
   std::mt19937 random(1);

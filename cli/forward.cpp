@@ -48,7 +48,8 @@ int forward_command(const Call& call) {
   if (!parse_flags(config, call,
                    "Runs a Hugging Face model on given tokens.\n\n"
                    "MODEL    a folder with config.json and model.safetensors, or a name in the local cache\n"
-                   "INPUTS   input_ids (B, T); if present also attention_mask, token_type_ids and labels (B, T)\n"
+                   "INPUTS   input_ids (B, T); if present also attention_mask, token_type_ids and labels (B, T);\n"
+                   "         of an encoder-decoder decoder_input_ids and labels (B, T'), or one of them\n"
                    "OUTPUTS  logits, last_hidden_state, with labels loss, with --grads grad.NAME of every parameter",
                    call.program + " gpt2/ inputs.safetensors outputs.safetensors --grads",
                    {{"MODEL", &model_name}, {"INPUTS", &inputs}, {"OUTPUTS", &outputs_path}}))
@@ -61,15 +62,22 @@ int forward_command(const Call& call) {
   const Shape shape = ids_at->second.shape;
   if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1)
     fail(inputs, ": input_ids: expected (B, T), got ", to_string(shape));
-  const auto ints = [&](const char* name) {
+  const auto ints = [&](const char* name, const Shape& want) {
     const auto found = given.find(name);
     if (found == given.end()) return std::vector<int32_t>();
-    if (found->second.shape != shape)
-      fail(inputs, ": ", name, ": expected ", to_string(shape), ", got ", to_string(found->second.shape));
+    if (found->second.shape != want)
+      fail(inputs, ": ", name, ": expected ", to_string(want), ", got ", to_string(found->second.shape));
     return to_i32(found->second);
   };
-  const std::vector<int32_t> ids = ints("input_ids"), labels = ints("labels"), mask = ints("attention_mask");
-  const std::vector<int32_t> types = ints("token_type_ids");
+  const std::filesystem::path folder = find_model(model_name);
+  const Page page = page_of(model_type(folder));
+  Shape scored = shape;  // what labels are for: all that an encoder-decoder's decoder is given, whatever its length
+  for (const char* name : {"labels", "decoder_input_ids"})
+    if (const auto found = given.find(name); page.decoder && found != given.end() && found->second.shape.size() == 2)
+      scored[1] = found->second.shape[1];
+  const std::vector<int32_t> ids = ints("input_ids", shape), labels = ints("labels", scored);
+  const std::vector<int32_t> mask = ints("attention_mask", shape), types = ints("token_type_ids", shape);
+  const std::vector<int32_t> decoder_ids = ints("decoder_input_ids", scored);
   std::vector<int32_t> lengths;
   try {
     lengths = lengths_of(mask, shape[1]);
@@ -77,14 +85,15 @@ int forward_command(const Call& call) {
     fail(inputs, ": ", error.what());
   }
   for (const auto& [name, tensor] : given)
-    if (name != "input_ids" && name != "labels" && name != "attention_mask" && name != "token_type_ids")
-      fail(inputs, ": ", name, ": expected input_ids, attention_mask, token_type_ids and labels alone");
+    if (name != "input_ids" && name != "labels" && name != "attention_mask" && name != "token_type_ids" &&
+        name != "decoder_input_ids")
+      fail(inputs, ": ", name,
+           ": expected input_ids, attention_mask, token_type_ids, decoder_input_ids and labels alone");
 
-  const std::filesystem::path folder = find_model(model_name);
-  Model model(page_of(model_type(folder)), folder, config.threads, [](const std::string& line) { say("{}\n", line); });
+  Model model(page, folder, config.threads, [](const std::string& line) { say("{}\n", line); });
   std::string profile;
   std::map<std::string, Model::Result> results =
-      model.run({shape[0], shape[1], ids, labels, lengths, {}, types}, config.grads, &profile);
+      model.run({shape[0], shape[1], ids, labels, lengths, {}, types, decoder_ids}, config.grads, &profile);
   std::vector<StoredTensor> outputs;
   for (auto& [name, result] : results)
     outputs.push_back({name, "F32", result.shape, std::as_writable_bytes(std::span(result.values)), nullptr, {}});

@@ -120,7 +120,7 @@ int generate_command(const Call& call) {
   }
 
   Model model(page_of(model_type(folder)), folder, config.threads, [](const std::string& line) { say("{}\n", line); });
-  if (!model.page().causal)
+  if (!model.page().generates())
     fail(folder.string(), ": expected a model that continues texts, got ", model.page().model_type);
   if (tokenizer) check_vocabulary(*tokenizer, model);
   check_prompts(model, prompts);  // before the first of them is printed
@@ -128,12 +128,14 @@ int generate_command(const Call& call) {
   const double load_seconds = seconds(begin);
 
   catch_stop_signals();
+  // An answer stands alone.
+  const auto before = [&](size_t row) { return model.page().causal ? prompts[row] : std::vector<int32_t>(); };
   const bool streams = !config.json && prompts.size() == 1 && tokenizer;
   std::optional<TextStream> stream;
   if (streams) {
     stream.emplace(*tokenizer, true);
-    stream->follow(prompts[0]);
-    if (!texts.empty()) write(texts[0]);
+    stream->follow(before(0));
+    if (!texts.empty() && model.page().causal) write(texts[0]);
   }
   double first_seconds = 0;
   const Generated out = generate(model, prompts, generation, [&](int64_t, int32_t id) {
@@ -151,7 +153,7 @@ int generate_command(const Call& call) {
     std::string shown_ids = fmt::format("{}", fmt::join(out.ids[row], config.json ? ", " : " "));
     if (config.json) {
       const std::string shown_text =
-          tokenizer ? json_string(continuation(*tokenizer, prompts[row], out.ids[row])) : "null";
+          tokenizer ? json_string(continuation(*tokenizer, before(row), out.ids[row])) : "null";
       write(fmt::format(
           "{{\"ids\": [{}], \"text\": {}, \"timings\": {{\"load_seconds\": {:.4f}, \"first_token_seconds\": {:.4f}, "
           "\"prompt_tokens\": {}, \"prefill_seconds\": {:.4f}, \"prefill_tokens_per_second\": {:.1f}, \"tokens\": {}, "
@@ -159,7 +161,7 @@ int generate_command(const Call& call) {
           shown_ids, shown_text, load_seconds, first_seconds, out.prompt_tokens, out.prefill_seconds, prompt_rate,
           tokens, out.decode_seconds, rate));
     } else if (tokenizer) {
-      write(texts[row] + continuation(*tokenizer, prompts[row], out.ids[row]) + "\n");
+      write((model.page().causal ? texts[row] : "") + continuation(*tokenizer, before(row), out.ids[row]) + "\n");
     } else {
       write(shown_ids + "\n");
     }

@@ -85,15 +85,23 @@ Ints integers(const std::string& what, Object x) {
 
 // The arrays of one call, which live as long as it.
 struct Batch {
-  Ints ids, labels, lengths;
+  Ints ids, labels, lengths, decoder_ids;
   Model::Inputs inputs;
 
-  Batch(const std::string& who, Object x, Object y, Object n) : ids(integers(who + ": ids", x)) {
+  // d: what the decoder of an encoder-decoder sees, which may be of any length; labels are for that.
+  Batch(const std::string& who, const Page& page, Object x, Object y, Object n, Object d)
+      : ids(integers(who + ": ids", x)) {
     if (ids.ndim() != 1 && ids.ndim() != 2)
       fail(who, ": ids: expected shape (B, T) or (T), got ", to_string(shape(ids)));
     inputs.batch = ids.ndim() == 1 ? 1 : ids.shape(0), inputs.time = ids.shape(ids.ndim() - 1);
     inputs.ids = {ids.data(), size_t(ids.size())};
-    if (!y.is_none()) inputs.labels = read(labels, who + ": labels", y, shape(ids));
+    Shape scored = shape(ids);
+    if (page.decoder && !(d.is_none() && y.is_none())) {
+      const Ints given = integers(who + ": labels", d.is_none() ? y : d);
+      if (given.ndim() == ids.ndim()) scored.back() = given.shape(given.ndim() - 1);
+    }
+    if (!d.is_none()) inputs.decoder_ids = read(decoder_ids, who + ": decoder_ids", d, scored);
+    if (!y.is_none()) inputs.labels = read(labels, who + ": labels", y, scored);
     if (!n.is_none()) inputs.lengths = read(lengths, who + ": lengths", n, {inputs.batch});
   }
 
@@ -223,20 +231,20 @@ std::unique_ptr<Shared> init(const std::string& model_type, uint64_t seed, int t
   return std::make_unique<Shared>(std::move(page), threads, seed);
 }
 
-py::array_t<float> logits(Shared& self, Object ids, Object lengths) {
-  const Batch batch("logits", ids, py::none(), lengths);
+py::array_t<float> logits(Shared& self, Object ids, Object lengths, Object decoder_ids) {
+  const Batch batch("logits", self.page(), ids, py::none(), lengths, decoder_ids);
   Model::Result result = self.use([&](Model& m) { return std::move(m.run(batch.inputs, false).at("logits")); });
   return to_numpy(result.shape, std::move(result.values));
 }
 
-float loss(Shared& self, Object ids, Object labels, Object lengths) {
-  const Batch batch("loss", ids, labels, lengths);
+float loss(Shared& self, Object ids, Object labels, Object lengths, Object decoder_ids) {
+  const Batch batch("loss", self.page(), ids, labels, lengths, decoder_ids);
   if (batch.inputs.labels.empty()) fail("loss: expected labels");
   return self.use([&](Model& m) { return m.run(batch.inputs, false).at("loss").values[0]; });
 }
 
-py::dict grads(Shared& self, Object ids, Object labels, Object lengths) {
-  const Batch batch("grads", ids, labels, lengths);
+py::dict grads(Shared& self, Object ids, Object labels, Object lengths, Object decoder_ids) {
+  const Batch batch("grads", self.page(), ids, labels, lengths, decoder_ids);
   auto results = self.use([&](Model& m) { return m.run(batch.inputs, true); });
   constexpr std::string_view prefix = "grad.";
   py::dict grads;
@@ -259,8 +267,8 @@ Dtype dtype_of(const char* who, Object name, std::initializer_list<Dtype> types)
 }
 
 float step(Shared& self, Object ids, Object labels, double lr, double beta1, double beta2, double eps,
-           double weight_decay, Object lengths, Object dtype, bool dropout) {
-  const Batch batch("step", ids, labels, lengths);
+           double weight_decay, Object lengths, Object dtype, bool dropout, Object decoder_ids) {
+  const Batch batch("step", self.page(), ids, labels, lengths, decoder_ids);
   const auto check = [](const char* name, double value, bool fits, const char* expected) {
     if (!fits) fail("step: ", name, ": expected ", expected, ", got ", value);
   };
@@ -273,6 +281,11 @@ float step(Shared& self, Object ids, Object labels, double lr, double beta1, dou
   training.lr = lr, training.optimizer.adamw = {beta1, beta2, eps, weight_decay};
   training.matmul_type = dtype_of("step", dtype, {Dtype::f32, Dtype::bf16}), training.dropout = dropout;
   return self.use([&](Model& m) { return m.step(batch.inputs, training); });
+}
+
+// What new tokens follow: the answer of an encoder-decoder stands alone.
+std::span<const int32_t> before(const Page& page, std::span<const int32_t> prompt) {
+  return page.causal ? prompt : std::span<const int32_t>();
 }
 
 // Continues a prompt, or several: texts, or token ids.
@@ -305,7 +318,7 @@ py::object generate_text(Shared& self, Object prompt, int64_t tokens, const Samp
     if (!text.empty()) on_text(text);
   };
   const Generated out = self.use([&](Model& m) {
-    if (!m.page().causal) fail("generate: expected a model that continues texts, got ", m.page().model_type);
+    if (!m.page().generates()) fail("generate: expected a model that continues texts, got ", m.page().model_type);
     Generation generation;
     if (!self.folder.empty()) generation = read_generation(self.folder);
     generation.tokens = tokens;
@@ -317,7 +330,7 @@ py::object generate_text(Shared& self, Object prompt, int64_t tokens, const Samp
       check_vocabulary(*tokenizer, m);
       for (const std::string& text : texts) prompts.push_back(tokenizer->encode(text, true));
       stream.emplace(*tokenizer, true);
-      stream->follow(prompts[0]);
+      stream->follow(before(m.page(), prompts[0]));
     }
     return generate(m, prompts, generation, [&](int64_t, int32_t id) {
       const py::gil_scoped_acquire acquire;
@@ -330,7 +343,7 @@ py::object generate_text(Shared& self, Object prompt, int64_t tokens, const Samp
   if (texts.empty()) return py::cast(out.ids[0]);
   py::list results;
   for (size_t row = 0; row < prompts.size(); ++row)
-    results.append(continuation(*tokenizer, prompts[row], out.ids[row]));
+    results.append(continuation(*tokenizer, before(self.page(), prompts[row]), out.ids[row]));
   return one_text ? py::object(results[0]) : results;
 }
 
@@ -424,6 +437,8 @@ A language model and its optimizer; dense.load and dense.init make one.
 ids      integers of any type, (B, T), or (T,) for B = 1; int32 in C order is read where it is
 labels   the same shape; -100 counts for nothing. A causal model scores logits[:, t] against labels[:, t + 1]: pass ids
 lengths  (B,): how many tokens of each row are real, from its first on; None: all of them
+decoder_ids  what the decoder of an encoder-decoder sees, (B, T') or (T',); labels have this shape then. None: the labels,
+         each one place later
 
 Arrays that come back are float32. Threads may call one model: one waits for the other, and threads that do not wait run
 meanwhile. Raises Error for what does not fit, TypeError for tokens that are not integers; the model stays as it was.)";
@@ -445,7 +460,7 @@ Raises Error for a field that does not exist or a value that does not fit.)";
 
 constexpr char generate_doc[] = R"(
 Continues a prompt: a text, of which the new part is returned; a list of texts, all at once; or token ids, which gives
-ids. Tokens are chosen as the model's generation_config.json says, unless arguments say otherwise; temperature=0 or
+ids. An encoder-decoder answers it instead. Tokens are chosen as the model's generation_config.json says, unless arguments say otherwise; temperature=0 or
 greedy=True takes the likeliest each time. A text ends after `tokens` new ones, or after a token that ends texts.
 
 seed     of the choices: same arguments, same text
@@ -477,13 +492,15 @@ since profile was called for the first time. on=False ends measuring. Raises Err
 void add_model(py::module_& m) {
   constexpr AdamW o;
   py::class_<Shared>(m, "Model", py::is_final(), model_doc)
-      .def("logits", logits, "ids"_a, "lengths"_a = py::none(), "The scores of the next token: (B, T, V).")
-      .def("loss", loss, "ids"_a, "labels"_a, "lengths"_a = py::none(), "The mean loss over the labels, a float.")
-      .def("grads", grads, "ids"_a, "labels"_a, "lengths"_a = py::none(),
+      .def("logits", logits, "ids"_a, "lengths"_a = py::none(), "decoder_ids"_a = py::none(),
+           "The scores of the next token: (B, T, V).")
+      .def("loss", loss, "ids"_a, "labels"_a, "lengths"_a = py::none(), "decoder_ids"_a = py::none(),
+           "The mean loss over the labels, a float.")
+      .def("grads", grads, "ids"_a, "labels"_a, "lengths"_a = py::none(), "decoder_ids"_a = py::none(),
            "The gradient of the loss: a dict of arrays, by the names of parameters.")
       .def("step", step, "ids"_a, "labels"_a, "lr"_a = Model::Training().lr, "beta1"_a = o.beta1, "beta2"_a = o.beta2,
            "eps"_a = o.eps, "weight_decay"_a = o.weight_decay, "lengths"_a = py::none(), "dtype"_a = "f32",
-           "dropout"_a = false, step_doc)
+           "dropout"_a = false, "decoder_ids"_a = py::none(), step_doc)
       .def(
           "generate",
           [](Shared& self, Object prompt, int64_t tokens, std::optional<double> temperature, std::optional<int> top_k,

@@ -138,6 +138,39 @@ TEST_F(Commands, GenerateContinuesManyPromptsEachAsIfAlone) {
   EXPECT_EQ(generate(Args{"--prompts", "prompts.txt"} + strange).out, texts);
 }
 
+// An answer stands alone: the prompt is not part of it.
+TEST_F(Commands, AnEncoderDecoderAnswersItsPrompts) {
+  const Args size = {"--vocab_size", "256", "--d_model", "32", "--d_kv", "8", "--d_ff", "64", "--num_heads", "4"};
+  ASSERT_EQ(run(Args{"init", "--model", "t5", "--num_layers", "2", "a"} + size).exit_code, 0);
+  fs::copy_file(folder / "m/tokenizer.json", folder / "a/tokenizer.json");
+  const Args some = strange + Args{"--ignore-eos"};
+  write("prompts.txt", "Anna\nCarol and Dave went to the sea, but");
+  const std::vector<json> all = objects(Args{"generate", "a", "--prompts", "prompts.txt"} + some);
+  ASSERT_EQ(all.size(), 2u);
+  const json anna = objects(Args{"generate", "a", "--prompt", "Anna"} + some).at(0);
+  EXPECT_EQ(anna["ids"].size(), 12u);
+  EXPECT_EQ(all[0]["ids"], anna["ids"]);
+  EXPECT_NE(all[1]["ids"], anna["ids"]);
+  const std::string text = anna["text"], other = all[1]["text"];
+  EXPECT_EQ(run(Args{"generate", "a", "--prompt", "Anna"} + some).out, text + "\n");
+  EXPECT_EQ(run(Args{"generate", "a", "--prompts", "prompts.txt"} + some).out, text + "\n" + other + "\n");
+
+  // it ends after a token that ends texts
+  const int stop = anna["ids"][3];
+  edited("a/generation_config.json", {{"eos_token_id", stop}});
+  const Ids ended = ids(strange + Args{"--prompt", "Anna"}, "a");
+  EXPECT_TRUE(ended.size() <= 4u && ended.back() == stop);
+
+  for (const char* type : {"bf16", "int8", "int4"}) {
+    const std::string out = std::string("made/") + type;
+    ASSERT_EQ(run({"quantize", "a", out, "--dtype", type}).exit_code, 0);
+    const Args prompt = some + Args{"--prompt", "Anna"};
+    EXPECT_EQ(ids(prompt, out), ids(prompt + Args{"--dtype", type}, "a")) << type;
+  }
+  expect_refused({"eval", "a", "--data", "t.txt"}, "a: expected a causal model, got t5");
+  InFolder::expect_refused({"bench", "decode", "a"}, "a: expected a causal model, got t5", "dense bench decode");
+}
+
 TEST_F(Commands, GenerateDependsOnTheSeedAlone) {
   const auto with = [&](const Args& flags) { return ids(Args{"--prompt", "Anna", "--tokens", "20"} + flags); };
   const Ids greedy = with({"--greedy"}), seed = with({"--temperature", "1", "--seed", "1"});

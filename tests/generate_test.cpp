@@ -35,6 +35,19 @@ Page small_gpt2() {
   return page_with("gpt2", {{"vocab_size", 100}, {"n_positions", 200}, {"n_embd", 48}, {"n_layer", 2}, {"n_head", 3}});
 }
 
+Page small_t5() {
+  return page_with("t5", {{"vocab_size", 100},
+                          {"d_model", 48},
+                          {"d_kv", 12},
+                          {"d_ff", 64},
+                          {"num_layers", 2},
+                          {"num_decoder_layers", 3},
+                          {"num_heads", 3},
+                          {"relative_attention_num_buckets", 8},
+                          {"decoder_start_token_id", 7},
+                          {"relative_attention_max_distance", 20}});
+}
+
 Ids random_ids(size_t n, unsigned seed, int32_t vocabulary = 100) {
   std::mt19937 random(seed);
   Ids ids(n);
@@ -54,7 +67,7 @@ TEST(Generate, ContinuesAsHuggingFaceDoes) {
     const auto known = cli::pages();
     const std::string type = model_type(folder.path());
     const auto page = std::ranges::find(known, type, &Page::model_type);
-    if (page == known.end() || !page->causal) continue;
+    if (page == known.end() || !page->generates()) continue;
     std::ifstream file(folder.path() / "expected.json");
     const auto expected = nlohmann::json::parse(file);
     Model model(*page, folder.path());
@@ -68,7 +81,7 @@ TEST(Generate, ContinuesAsHuggingFaceDoes) {
       EXPECT_EQ(generate(model, {&prompts[row], 1}, {.tokens = 24}).ids[0], want[row]) << folder.path();
     ++compared;
   }
-  EXPECT_GE(compared, 12);
+  EXPECT_GE(compared, 14);
 }
 
 // The logits of the last token, by running the model on all of them at once.
@@ -109,11 +122,16 @@ TEST(Generate, StepsGiveTheLogitsOfTheWholeText) {
 }
 
 TEST(Generate, RowsHaveTheSameBitsAloneAndAmongOthersAndWithAnyThreads) {
-  for (Dtype type : {Dtype::f32, Dtype::bf16, Dtype::q8, Dtype::q4}) {
-    Model model(small_gpt2(), 2, 3), alone(small_gpt2(), 1, 3);
+  for (const auto& [page, type] : {std::pair(small_gpt2(), Dtype::f32),
+                                   {small_gpt2(), Dtype::bf16},
+                                   {small_gpt2(), Dtype::q8},
+                                   {small_gpt2(), Dtype::q4},
+                                   {small_t5(), Dtype::f32},
+                                   {small_t5(), Dtype::q8}}) {
+    Model model(page, 2, 3), alone(page, 1, 3);
     model.convert(type);
     alone.convert(type);
-    const std::vector<Ids> prompts{random_ids(1, 1), random_ids(70, 2), random_ids(17, 3), random_ids(140, 4)};
+    const std::vector<Ids> prompts{random_ids(1, 1), random_ids(70, 2), random_ids(50, 3), random_ids(140, 4)};
     const std::vector<std::span<const int32_t>> all(prompts.begin(), prompts.end());
     Generator together(model, 4, 200);
     together.prefill(all);
@@ -131,9 +149,61 @@ TEST(Generate, RowsHaveTheSameBitsAloneAndAmongOthersAndWithAnyThreads) {
       one.prefill({&all[row], 1});
       for (size_t i = 0; i <= steps.size(); ++i) {
         if (i > 0) one.step({&steps[i - 1][row], 1});
-        EXPECT_TRUE(std::ranges::equal(one.logits(0), logits[row][i])) << name(type) << " row " << row << " step " << i;
+        EXPECT_TRUE(std::ranges::equal(one.logits(0), logits[row][i]))
+            << page.model_type << " " << name(type) << " row " << row << " step " << i;
       }
     }
+  }
+}
+
+// The logits after an answer's last token, by running the model on all of it at once.
+std::vector<float> whole_answer(Model& model, const Ids& text, const Ids& answer) {
+  Model::Inputs inputs{1, int64_t(text.size()), text};
+  inputs.decoder_ids = answer;
+  const auto logits = model.run(inputs, false).at("logits");
+  return {logits.values.end() - 100, logits.values.end()};
+}
+
+TEST(Generate, StepsOfAnEncoderDecoderGiveTheLogitsOfItsWholeAnswer) {
+  Model model(small_t5(), 2, 3);
+  Generator generator(model, 1, 600);
+  expect_error([&] { generator.step(Ids{1}); }, "step: expected a text before, from prefill");
+  for (const size_t length : {37, 1, 37, 70}) {
+    const Ids text = random_ids(length, unsigned(length));
+    Ids answer{7};
+    generator.forget();
+    generator.prefill(std::vector<std::span<const int32_t>>{text});
+    double largest = 0;
+    for (const int32_t id : random_ids(599, 2)) {
+      const size_t n = answer.size();
+      if (n < 30 || (255 <= n && n <= 258) || n == 513 || n == 599) {  // there is more room from 257 and 513 on
+        const std::vector<float> want = whole_answer(model, text, answer);
+        for (float x : want) largest = std::max(largest, std::abs(double(x)));
+        expect_close(generator.logits(0), want, 1e-5 * largest, std::to_string(n) + " tokens");
+      }
+      answer.push_back(id);
+      generator.step({&id, 1});
+    }
+    EXPECT_GT(largest, 1);
+    expect_error([&] { generator.prefill(std::vector<std::span<const int32_t>>{text}); },
+                 "prefill: expected no tokens before, since t5 sees a text at once");
+    expect_error([&] { generator.step(Ids{1}); }, "expected at most 600 tokens");
+  }
+}
+
+TEST(Generate, TheRoomForAnAnswerChangesNoBit) {
+  Model model(small_t5(), 2, 3);
+  const std::vector<Ids> texts{random_ids(9, 1), random_ids(20, 2)};
+  const std::vector<std::span<const int32_t>> all(texts.begin(), texts.end());
+  Generator both(model, 2, 600), wide(model, 1, 281), narrow(model, 1, 63);  // the first two have more from 257 on
+  both.prefill(all), wide.prefill({&all[1], 1}), narrow.prefill({&all[1], 1});
+  const Ids steps = random_ids(280, 3);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    ASSERT_TRUE(std::ranges::equal(both.logits(1), wide.logits(0))) << i;
+    both.step(Ids{1, steps[i]}), wide.step({&steps[i], 1});
+    if (i >= 62) continue;
+    narrow.step({&steps[i], 1});
+    ASSERT_TRUE(std::ranges::equal(narrow.logits(0), wide.logits(0))) << i;
   }
 }
 
