@@ -297,6 +297,31 @@ TEST(Matmul, RowHasTheSameBitsAloneAndAmongOthers) {
           }
 }
 
+TEST(Matmul, TakesOtherSizesThanPlannedWithTheBitsOfTheirOwnPlans) {
+  Threads threads(2);
+  for (Isa isa : isas())
+    for (Dtype type : {Dtype::f32, Dtype::bf16, Dtype::f64})
+      for (bool a_transposed : {false, true})
+        for (const auto& [planned, n] : {std::pair<int64_t, int64_t>{1, 20}, {40, 27}, {40, 400}}) {
+          if (isa == Isa::portable && n > 27) continue;  // slow
+          const Product most(Case{130, n, 420, a_transposed, true, type, type, false, true}.spec());
+          MatmulSpec spec = most.spec;
+          spec.m = planned;
+          const Matmul plan(spec, isa, 2);
+          for (int64_t m : {0, 1, 130})
+            for (int64_t k : {0, 70, 420}) {
+              Product own = most;
+              own.spec.m = m, own.spec.k = k;
+              Buffer c = most.c, scratch(Dtype::f32, int64_t(plan.scratch_bytes() / 4));
+              plan.run(most.a.data(), most.b.data(), c.data(), most.bias.data(), scratch.data(), threads, m, k);
+              EXPECT_TRUE(same_bits(c, own(isa, threads)) && scratch.guard_is_whole())
+                  << dense::name(isa) << " " << dense::name(type) << " m " << m << " n " << n << " k " << k;
+            }
+          EXPECT_EQ(error_of([&] { plan.run(nullptr, nullptr, nullptr, nullptr, nullptr, threads, 1, 421); }),
+                    "matmul: planned for sums of up to 420, got 421");
+        }
+}
+
 TEST(Matmul, BatchDoesNotChangeBits) {
   Threads threads(2);
   for (Isa isa : isas()) {

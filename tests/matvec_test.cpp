@@ -218,6 +218,25 @@ TEST(Matvec, RowHasTheSameBitsAloneAndAmongOthers) {
       }
 }
 
+TEST(Matvec, TakesFewerRowsThanPlannedWithTheBitsOfTheirOwnPlans) {
+  Threads threads(2);
+  for (Isa isa : isas())
+    for (const Layout& layout : layouts)
+      for (int64_t most : {7, 21}) {
+        const Product run({most, 300, 800, layout.weights, layout.by_row});
+        const Matvec plan(run.spec, isa, 2);
+        for (int64_t m : {0, 1, 2, 7}) {
+          Bytes y(size_t(m * run.y_row) * 4), scratch(plan.scratch_bytes());
+          plan.run(run.x.floats(), run.x_row, run.w.data(), y.floats(), run.y_row, run.bias.floats(), scratch.data(),
+                   threads, m);
+          EXPECT_TRUE(same_bits(y, run(isa, threads, 0, m)) && y.guard_is_whole() && scratch.guard_is_whole())
+              << dense::name(isa) << " " << dense::name(layout.weights) << " m " << m;
+        }
+        EXPECT_EQ(error_of([&] { plan.run(nullptr, 0, nullptr, nullptr, 0, nullptr, nullptr, threads, most + 1); }),
+                  dense::text("matvec: planned for up to ", most, " rows, got ", most + 1));
+      }
+}
+
 TEST(MatvecThreads, DoNotChangeBits) {
   Threads one(1), two(2), three(3);
   for (Isa isa : isas())

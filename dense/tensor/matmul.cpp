@@ -72,10 +72,7 @@ Matmul::Matmul(const MatmulSpec& spec, Isa isa, int threads)
   gemm_.type = spec_.type, gemm_.c_type = spec_.c_type;
   gemm_.b_type = spec_.b_bf16 ? Dtype::bf16 : spec_.type;
   gemm_.accumulate = spec_.accumulate;
-  if (batch_ * products == 0) {
-    tasks_ = 0;
-    return;
-  }
+  if (batch_ * products == 0) return;
 
   const bool sums_wait = spec_.c_type == Dtype::bf16;
   int64_t m_blocks = sums_wait ? ceil_div(m, most_m) : 1, n_blocks = sums_wait || !alone_ ? ceil_div(n, n_block) : 1;
@@ -87,10 +84,9 @@ Matmul::Matmul(const MatmulSpec& spec, Isa isa, int threads)
   // Whole tiles, so that narrow ones remain at the edges of C only.
   if (m_blocks > 1) gemm_.m = round_up(ceil_div(m, m_blocks), 12);
   if (n_blocks > 1) gemm_.n = round_up(ceil_div(n, n_blocks), 32);
-  m_blocks_ = ceil_div(m, gemm_.m);
   n_blocks_ = ceil_div(n, gemm_.n);
-  if (m_blocks_ * n_blocks_ == 1) batch_of_task_ = std::clamp<int64_t>(worth_sharing / 4 / products, 1, batch_);
-  tasks_ = ceil_div(batch_, batch_of_task_) * m_blocks_ * n_blocks_;
+  if (ceil_div(m, gemm_.m) * n_blocks_ == 1)
+    batch_of_task_ = std::clamp<int64_t>(worth_sharing / 4 / products, 1, batch_);
   if (spec_.type != Dtype::f64) scratch_stride_ = size_t(gemm_scratch(gemm_)) * sizeof(float);
 }
 
@@ -113,11 +109,13 @@ Matmul::Operands Matmul::batch_element(int64_t index, Operands x) const {
 void Matmul::run_task(int64_t task, const Operands& all, std::byte* scratch) const {
   const int64_t size = int64_t(size_of(spec_.type)), c_size = int64_t(size_of(spec_.c_type));
   const int64_t b_size = int64_t(size_of(gemm_.b_type));
-  const int64_t i = task % m_blocks_ * gemm_.m, j = task / m_blocks_ % n_blocks_ * gemm_.n;
-  const int64_t first = task / (m_blocks_ * n_blocks_) * batch_of_task_;
+  const int64_t m_blocks = ceil_div(all.m, gemm_.m);
+  const int64_t i = task % m_blocks * gemm_.m, j = task / m_blocks % n_blocks_ * gemm_.n;
+  const int64_t first = task / (m_blocks * n_blocks_) * batch_of_task_;
   Gemm g = gemm_;
-  g.m = std::min(g.m, spec_.m - i);
+  g.m = std::min(g.m, all.m - i);
   g.n = std::min(g.n, spec_.n - j);
+  g.k = all.k;
   for (int64_t index = first; index < std::min(first + batch_of_task_, batch_); ++index) {
     const Operands x = spec_.batch.empty() ? all : batch_element(index, all);
     g.a = x.a + i * g.a_row * size;
@@ -128,15 +126,23 @@ void Matmul::run_task(int64_t task, const Operands& all, std::byte* scratch) con
   }
 }
 
-void Matmul::run(const void* a, const void* b, void* c, const void* bias, std::byte* scratch, Threads& threads) const {
-  const Operands all{static_cast<const std::byte*>(a), static_cast<const std::byte*>(b), static_cast<std::byte*>(c),
-                     static_cast<const std::byte*>(bias)};
+void Matmul::run(const void* a, const void* b, void* c, const void* bias, std::byte* scratch, Threads& threads,
+                 int64_t m, int64_t k) const {
+  if (k > spec_.k) fail("matmul: planned for sums of up to ", spec_.k, ", got ", k);
+  if (batch_ * m * spec_.n == 0) return;
+  const Operands all{static_cast<const std::byte*>(a),
+                     static_cast<const std::byte*>(b),
+                     static_cast<std::byte*>(c),
+                     static_cast<const std::byte*>(bias),
+                     m,
+                     k};
+  const int64_t tasks = ceil_div(batch_, batch_of_task_) * ceil_div(m, gemm_.m) * n_blocks_;
   if (alone_) {
-    for (int64_t task = 0; task < tasks_; ++task) run_task(task, all, scratch);
+    for (int64_t task = 0; task < tasks; ++task) run_task(task, all, scratch);
     return;
   }
   if (threads.count() > threads_) fail("matmul: planned for ", threads_, " threads, got ", threads.count());
-  threads.run(int(tasks_),
+  threads.run(int(tasks),
               [&](int task, int thread) { run_task(task, all, scratch + size_t(thread) * scratch_stride_); });
 }
 

@@ -43,7 +43,12 @@ class Matmul {
 
   // scratch: scratch_bytes(), 64-byte aligned, of which nothing is kept. C overlaps no other operand.
   // Allocates nothing.
-  void run(const void* a, const void* b, void* c, const void* bias, std::byte* scratch, Threads& threads) const;
+  void run(const void* a, const void* b, void* c, const void* bias, std::byte* scratch, Threads& threads) const {
+    run(a, b, c, bias, scratch, threads, spec_.m, spec_.k);
+  }
+  // The same for any m, and for k up to that of the plan: the bits are those of a plan for these.
+  void run(const void* a, const void* b, void* c, const void* bias, std::byte* scratch, Threads& threads, int64_t m,
+           int64_t k) const;
 
   std::string path() const;  // what computes it: "own AVX-512"
 
@@ -52,6 +57,7 @@ class Matmul {
     const std::byte *a, *b;
     std::byte* c;
     const std::byte* bias;
+    int64_t m, k;
   };
   void run_task(int64_t task, const Operands& x, std::byte* scratch) const;
   Operands batch_element(int64_t index, Operands x) const;  // x moved to it
@@ -63,8 +69,7 @@ class Matmul {
   RunGemm run_;
   int64_t batch_ = 1;          // elements
   int64_t batch_of_task_ = 1;  // elements in a task; where more than one, the blocks are the whole C
-  int64_t m_blocks_ = 1, n_blocks_ = 1;
-  int64_t tasks_ = 1;
+  int64_t n_blocks_ = 1;
   bool alone_ = true;          // too little work to share
   size_t scratch_stride_ = 0;  // bytes for each thread
 };

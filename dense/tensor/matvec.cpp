@@ -73,26 +73,27 @@ std::string Matvec::path() const {
 }
 
 void Matvec::run(const float* x, int64_t x_row, const void* w, float* y, int64_t y_row, const float* bias,
-                 std::byte* scratch, Threads& threads) const {
-  if (tasks_ == 0) return;
+                 std::byte* scratch, Threads& threads, int64_t m) const {
+  if (m > spec_.m) fail("matvec: planned for up to ", spec_.m, " rows, got ", m);
+  if (tasks_ == 0 || m == 0) return;
   if (!alone_ && threads.count() > threads_) fail("matvec: planned for ", threads_, " threads, got ", threads.count());
   const DenormalsAsZero scope;  // as in tasks
   const bool quantised = is_quantised(spec_.weights);
   auto* const quantised_x = reinterpret_cast<QuantisedX*>(scratch);
   if (quantised) {
     const auto quantise = [&](int64_t first, int64_t last) {
-      kernels_.quantise(x, x_row, first, std::min(last, spec_.m), spec_.k, spec_.weights, quantised_x);
+      kernels_.quantise(x, x_row, first, std::min(last, m), spec_.k, spec_.weights, quantised_x);
     };
     const int64_t tile = kernels_.quantised_tile;
-    if (alone_ || spec_.m <= tile || spec_.m * spec_.k < x_worth_sharing) quantise(0, spec_.m);
-    else threads.run(int(ceil_div(spec_.m, tile)), [&](int i) { quantise(i * tile, (i + 1) * tile); });
+    if (alone_ || m <= tile || m * spec_.k < x_worth_sharing) quantise(0, m);
+    else threads.run(int(ceil_div(m, tile)), [&](int i) { quantise(i * tile, (i + 1) * tile); });
   }
   auto* const parts = k_ < spec_.k ? reinterpret_cast<float*>(scratch) : nullptr;
   const int64_t column_tasks = ceil_div(spec_.n, columns_);
   const auto run_task = [&](int task) {
     const int64_t first = task % column_tasks * columns_, part = task / column_tasks, k = part * k_;
     const MatvecBlock block{
-        .m = spec_.m,
+        .m = m,
         .k = std::min(k_, spec_.k - k),
         .first = first,
         .last = std::min(first + columns_, spec_.n),
@@ -102,14 +103,14 @@ void Matvec::run(const float* x, int64_t x_row, const void* w, float* y, int64_t
         .x_row = x_row,
         .w = k == 0 ? w : static_cast<const std::byte*>(w) + k * spec_.row_stride * int64_t(size_of(spec_.weights)),
         .w_row = spec_.row_stride,
-        .y = parts ? parts + part * spec_.m * spec_.n : y,
+        .y = parts ? parts + part * m * spec_.n : y,
         .y_row = parts ? spec_.n : y_row,
         .bias = spec_.bias && !parts ? bias : nullptr};
     (quantised ? kernels_.quantised : spec_.by_row ? kernels_.by_row : kernels_.by_column)(block);
   };
   if (alone_) run_task(0);
   else threads.run(int(tasks_), run_task);
-  if (parts) kernels_.add_parts(parts, ceil_div(spec_.k, k_), spec_.m, spec_.n, y, y_row, spec_.bias ? bias : nullptr);
+  if (parts) kernels_.add_parts(parts, ceil_div(spec_.k, k_), m, spec_.n, y, y_row, spec_.bias ? bias : nullptr);
 }
 
 }  // namespace dense

@@ -38,7 +38,12 @@ class Matvec {
   // x_row, y_row: floats from one row to the next. scratch: scratch_bytes(), 64-byte aligned, of which nothing is kept.
   // q8, q4: w is 64-byte aligned. y overlaps no other operand. Allocates nothing.
   void run(const float* x, int64_t x_row, const void* w, float* y, int64_t y_row, const float* bias, std::byte* scratch,
-           Threads& threads) const;
+           Threads& threads) const {
+    run(x, x_row, w, y, y_row, bias, scratch, threads, spec_.m);
+  }
+  // The same for m up to that of the plan: the bits are those of a plan for it.
+  void run(const float* x, int64_t x_row, const void* w, float* y, int64_t y_row, const float* bias, std::byte* scratch,
+           Threads& threads, int64_t m) const;
 
   std::string path() const;  // what computes it: "own AVX-512 VNNI"
 
