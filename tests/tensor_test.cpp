@@ -141,6 +141,42 @@ TEST(Tensor, GradientsOfAttentionAreThoseOfFiniteDifferences) {
       {{2, 5, 12}});
 }
 
+TEST(Tensor, GradientsOfExpertsAreThoseOfFiniteDifferences) {
+  const auto ids_of = [](Tensor like, std::initializer_list<int32_t> values) {
+    const Tensor ids = like.graph().input({int64_t(values.size())}, Dtype::i32);
+    ids.set(values);
+    return ids;
+  };
+  check_gradient("one has no rows",
+                 [&](Xs x) {
+                   return expert_matmul(x[0], ids_of(x[0], {2, 0, 2, 2}), x.subspan(1));
+                 },
+                 {{4, 3}, {3, 5}, {3, 5}, {3, 5}});
+  check_gradient("stored the other way round",
+                 [&](Xs x) {
+                   return expert_matmul(x[0], ids_of(x[0], {1, 0, 1}), std::array{x[1].t(), x[2].t()});
+                 },
+                 {{3, 4}, {2, 4}, {2, 4}});
+  check_gradient("one expert",
+                 [&](Xs x) {
+                   return expert_matmul(x[0], ids_of(x[0], {0, 0}), x.subspan(1));
+                 },
+                 {{2, 3}, {3, 1}});
+  check_gradient("one tensor for several experts",
+                 [&](Xs x) {
+                   return expert_matmul(x[0], ids_of(x[0], {0, 2, 1, 1}), split(x[1], 3));
+                 },
+                 {{4, 3}, {3, 3, 2}});
+  check_gradient("a mixture",  // as in Mixtral
+                 [](Xs x) {
+                   const Tensor preference = matmul(x[0], x[1]), chosen = top_k(preference, 2);
+                   const Tensor rows = repeat<"n c -> n k c", "k">(x[0], 2);
+                   const Tensor y = gelu(expert_matmul(rows, chosen, x.subspan(2)));
+                   return sum(y * reshape(softmax(take_along(preference, chosen)), {4, 2, 1}), {1});
+                 },
+                 {{4, 3}, {3, 3}, {3, 5}, {3, 5}, {3, 5}});
+}
+
 TEST(Tensor, GradientsOfGatherAreThoseOfFiniteDifferences) {
   check_gradient("gather",
                  [](Xs x) {

@@ -125,7 +125,9 @@ class Sweep {
   }
 
  private:
-  static bool differentiable(Kind kind) { return kind != Kind::assign && kind != Kind::part && kind != Kind::random; }
+  static bool differentiable(Kind kind) {
+    return kind != Kind::assign && kind != Kind::part && kind != Kind::random && kind != Kind::top_k;
+  }
 
   Tensor at(int32_t id) { return {&graph_, id}; }
   // An operand's value: of a checkpoint's inner nodes the one computed again.
@@ -220,8 +222,7 @@ class Sweep {
       case Kind::matmul: {  // y = a b: da = dy b^T, db = a^T dy
         // and the transposed of these where the operand is transposed, so that its base gets its own order
         const Tensor a = value(x[0]), b = value(x[1]);
-        if (is_quantised(b.dtype()))  // they lie as one product needs them, not as its transposed one would
-          fail("grad: expected weights that are not quantised, got ", name(b.dtype()));
+        expect_not_quantised(b);
         if (needs(x[0])) add(x[0], is_transposed(a) ? matmul(b, d.t()).t() : matmul(d, b.t()));
         if (needs(x[1])) add(x[1], is_transposed(b) ? matmul(d.t(), a).t() : matmul(a.t(), d));
         return;
@@ -255,11 +256,35 @@ class Sweep {
           if (needs(x[k])) add(x[k], all[k]);
         return;
       }
-      default: fail("grad: expected primitives with a gradient: attention's own has none");
+      case Kind::expert_matmul: {  // as of matmul, of each expert
+        const Tensor a = value(x[0]), ids = at(x[1]);
+        std::vector<Tensor> transposed;
+        bool any = false;
+        for (size_t k = 2; k < x.size(); ++k) transposed.push_back(value(x[k]).t()), any = any || needs(x[k]);
+        expect_not_quantised(transposed[0]);
+        d = d.dtype() == a.dtype() ? contiguous(d) : cast(d, a.dtype());
+        if (needs(x[0])) add(x[0], expert_matmul(d, ids, transposed));
+        if (!any) return;
+        const bool is_t = is_transposed(value(x[2]));  // then its base gets its own order
+        const Dtype type = a.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+        const Shape shape = is_t ? transposed[0].shape() : at(x[2]).shape();
+        const std::vector<int32_t> operands{is_t ? d.id() : a.id(), ids.id(), is_t ? a.id() : d.id()};
+        std::vector<Tensor> all{graph_.append({Kind::expert_grad, type, shape, operands, uint64_t{transposed.size()}})};
+        for (uint64_t part = 1; part < transposed.size(); ++part)
+          all.push_back(graph_.append({Kind::part, type, shape, {all[0].id()}, part}));
+        for (size_t k = 2; k < x.size(); ++k)
+          if (needs(x[k])) add(x[k], is_t ? all[k - 2].t() : all[k - 2]);
+        return;
+      }
+      default: fail("grad: expected primitives with a gradient: those of attention and expert_matmul have none");
       case Kind::input:
       case Kind::counter:
       case Kind::random: return;
     }
+  }
+
+  static void expect_not_quantised(Tensor b) {  // they lie as one product needs them, not as its transposed one would
+    if (is_quantised(b.dtype())) fail("grad: expected weights that are not quantised, got ", name(b.dtype()));
   }
 
   // Of formula y of x: the map of d(y * dy)/dx[k].

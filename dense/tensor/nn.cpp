@@ -91,6 +91,19 @@ Tensor soft_cap(Tensor x, double cap) {
   return map("soft_cap", {x}, [cap](Row, X v) { return cap * tanh(v[0] * (1 / cap)); });
 }
 
+Tensor take_along(Tensor x, Tensor ids) {
+  Shape rows = x.shape(), given = ids.shape(), each = given;
+  if (!rows.empty()) rows.insert(rows.end() - 1, 1);
+  each.push_back(1);
+  if (x.rank() < 1 || ids.rank() != x.rank() || ids.dtype() != Dtype::i32 ||
+      !std::equal(given.begin(), given.end() - 1, x.shape().begin()))
+    fail("take_along: ", to_string(x.shape()), " and ", to_string(given), ": expected (..., V) and i32 ids (..., k)");
+  const Tensor taken = map(
+      "take_along", {reshape(x, rows), reshape(ids, each), x.graph().counter({x.size(-1)})},
+      [](Row row, X v) { return row.sum(where(equal(v[1], v[2]), v[0], 0)); }, Keep::rows);
+  return reshape(taken, given);
+}
+
 std::vector<float> rope_frequencies(int64_t head, double theta) {
   if (head < 2 || head % 2) fail("rope_frequencies: expected an even head size, got ", head);
   std::vector<float> frequencies;

@@ -18,6 +18,8 @@ Tensor gelu_tanh(Tensor x);
 Tensor silu(Tensor x);                  // x sigmoid(x)
 Tensor swiglu(Tensor gate, Tensor up);  // silu(gate) up                            Shazeer 2020, arXiv:2002.05202
 Tensor soft_cap(Tensor x, double cap);  // cap tanh(x / cap)
+// Of each row of x (..., V) the elements whose numbers ids (..., k) has: (..., k).
+Tensor take_along(Tensor x, Tensor ids);
 // By the name that Hugging Face configs have for it. Throws Error for one that is not known.
 Tensor activation(const std::string& name, Tensor x);
 // Rotary positions: pairs (i, i + D / 2) of a head's elements are turned by position * frequency[i].

@@ -463,6 +463,9 @@ Plan::Plan(std::span<const Tensor> outputs, std::shared_ptr<Arena> arena) {
       case Kind::scatter: p.plan_scatter(id); break;
       case Kind::place: p.plan_place(id); break;
       case Kind::assign: p.plan_assign(id); break;
+      case Kind::top_k: p.plan_top_k(id); break;
+      case Kind::expert_matmul: p.plan_expert_matmul(id); break;
+      case Kind::expert_grad: p.plan_expert_grad(id); break;
       default: break;
     }
   }

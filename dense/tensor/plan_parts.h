@@ -104,6 +104,9 @@ struct Plan::Parts {
   void plan_scatter(int32_t id);
   void plan_place(int32_t id);
   void plan_assign(int32_t id);
+  void plan_top_k(int32_t id);
+  void plan_expert_matmul(int32_t id);
+  void plan_expert_grad(int32_t id);
   void plan_copy(int32_t when, const Layout& from, const Layout& to, const Shape& shape, Dtype from_type, Dtype to_type,
                  const char* kind);
   void plan_memory();

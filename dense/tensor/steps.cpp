@@ -1,6 +1,7 @@
 // The kernels of a plan: for each primitive what runs it, on which memory.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <map>
 
@@ -147,6 +148,18 @@ void Plan::Parts::plan_copy(int32_t when, const Layout& from, const Layout& to, 
   steps.push_back(std::move(step));
 }
 
+namespace {
+
+// The strides of a matrix, of which one is to be 1: that of an axis of one element may be anything.
+void matrix_strides(const Layout& l, int64_t rows, int64_t columns, int64_t& row, int64_t& column) {
+  const size_t rank = l.view.strides.size();
+  row = l.view.strides[rank - 2], column = l.view.strides[rank - 1];
+  if (columns == 1 && row != 1) column = 1;
+  else if (rows == 1 && column != 1) row = 1;
+}
+
+}  // namespace
+
 void Plan::Parts::plan_matmul(int32_t id) {
   const TensorNode& x = node(id);
   const int32_t with_bias = bias_of[size_t(id)], result = with_bias == none ? id : with_bias;
@@ -162,14 +175,8 @@ void Plan::Parts::plan_matmul(int32_t id) {
   spec.c_type = x.dtype;
   const Dtype b_type = node(x.operands[1]).dtype;
   spec.b_bf16 = spec.type == Dtype::f32 && b_type == Dtype::bf16;
-  // the stride of an axis of one element may be anything
-  const auto strides = [](const Layout& l, size_t i, int64_t rows, int64_t cols, int64_t& row, int64_t& col) {
-    row = l.view.strides[i], col = l.view.strides[i + 1];
-    if (cols == 1 && row != 1) col = 1;
-    else if (rows == 1 && col != 1) row = 1;
-  };
-  strides(a, rank - 2, spec.m, spec.k, spec.a_row, spec.a_col);
-  strides(b, rank - 2, spec.k, spec.n, spec.b_row, spec.b_col);
+  matrix_strides(a, spec.m, spec.k, spec.a_row, spec.a_col);
+  matrix_strides(b, spec.k, spec.n, spec.b_row, spec.b_col);
   spec.c_row = x.shape[rank - 1];
   if (with_bias == none) spec.c_row = spec.m == 1 ? spec.n : c.view.strides[rank - 2];
   for (size_t i = 0; i + 2 < rank; ++i)
@@ -203,19 +210,30 @@ void Plan::Parts::plan_matmul(int32_t id) {
   steps.push_back(std::move(step));
 }
 
-// A product with weights that are read from memory as they lie there.
+namespace {
+
+// A product with weights of this type that are read from memory as they lie there.
+MatvecSpec matvec_spec(const MatmulSpec& s, Dtype type) {
+  const bool by_row =
+      is_quantised(type) || (s.b_row == 1 && s.n > 1);  // the view that matmul has is the other way round
+  return {.m = s.m,
+          .n = s.n,
+          .k = s.k,
+          .weights = type,
+          .by_row = by_row,
+          .row_stride = by_row ? s.b_col : s.b_row,
+          .bias = s.bias};
+}
+
+double weight_bytes(Dtype type, int64_t n, int64_t k) {
+  return is_quantised(type) ? double(quantised_bytes(type, n, k)) : double(n) * double(k) * double(size_of(type));
+}
+
+}  // namespace
+
 void Plan::Parts::plan_matvec(int32_t id, int32_t result, const Layout& a, const Layout& b, const Layout& c,
                               const Layout& bias, const MatmulSpec& spec, Dtype type) {
-  const bool by_row =
-      is_quantised(type) || (spec.b_row == 1 && spec.n > 1);  // the view that matmul has is the other way round
-  const auto kernel = std::make_shared<Matvec>(MatvecSpec{.m = spec.m,
-                                                          .n = spec.n,
-                                                          .k = spec.k,
-                                                          .weights = type,
-                                                          .by_row = by_row,
-                                                          .row_stride = by_row ? spec.b_col : spec.b_row,
-                                                          .bias = spec.bias},
-                                               isa, graph.threads().count());
+  const auto kernel = std::make_shared<Matvec>(matvec_spec(spec, type), isa, graph.threads().count());
   Kernel step;
   step.position = position[size_t(result)];
   step.kind = "matvec";
@@ -226,8 +244,7 @@ void Plan::Parts::plan_matvec(int32_t id, int32_t result, const Layout& a, const
   if (bias.buffer != none) step.reads.push_back(bias.buffer);
   step.writes = {c.buffer};
   step.flops = 2.0 * double(spec.m) * double(spec.n) * double(spec.k);
-  step.bytes = is_quantised(type) ? double(quantised_bytes(type, spec.n, spec.k))
-                                  : double(spec.n) * double(spec.k) * double(size_of(type));
+  step.bytes = weight_bytes(type, spec.n, spec.k);
   step.scratch = kernel->scratch_bytes();
   step.prepare = [=, this, a_row = spec.a_row, c_row = spec.c_row] {
     const auto floats = [&](const Layout& x) { return reinterpret_cast<float*>(at(x, Dtype::f32)); };
@@ -468,6 +485,196 @@ void Plan::Parts::plan_place(int32_t id) {
     plan_copy(position[size_t(id)], from, {to.buffer, {to.view.offset + place.views[k].offset, place.views[k].strides}},
               node(x.operands[k]).shape, node(x.operands[k]).dtype, x.dtype, "copy");
   }
+}
+
+namespace {
+
+// Insertion into the k best so far: k is small.
+template <class T>
+void find_largest(const T* x, int64_t columns, int64_t k, int32_t* to) {
+  const auto larger = [&](int64_t i, int32_t j) { return x[i] > x[j] || (std::isnan(x[i]) && !std::isnan(x[j])); };
+  for (int64_t i = 0, found = 0; i < columns; ++i) {
+    if (found == k && !larger(i, to[k - 1])) continue;
+    if (found < k) ++found;
+    int64_t at = found - 1;
+    for (; at > 0 && larger(i, to[at - 1]); --at) to[at] = to[at - 1];
+    to[at] = int32_t(i);
+  }
+}
+
+}  // namespace
+
+void Plan::Parts::plan_top_k(int32_t id) {
+  const TensorNode& x = node(id);
+  const Layout from = layout_of(x.operands[0]), to = layout[size_t(id)];
+  const Dtype type = node(x.operands[0]).dtype;
+  const int64_t columns = node(x.operands[0]).shape.back(), k = x.shape.back(), rows = count_of(x.shape) / k;
+  Kernel step;
+  step.position = position[size_t(id)];
+  step.kind = "top_k";
+  step.what = text("top_k ", to_string(node(x.operands[0]).shape), " ", k);
+  step.reads = {from.buffer};
+  step.writes = {to.buffer};
+  step.bytes = double(rows * columns) * double(size_of(type));
+  step.prepare = [=, this] {
+    const std::byte* source = at(from, type);
+    auto* const result = reinterpret_cast<int32_t*>(at(to, Dtype::i32));
+    return KernelRun([=](std::byte*, Threads&) {
+      for (int64_t i = 0; i < rows; ++i) {
+        if (type == Dtype::f64)
+          find_largest(reinterpret_cast<const double*>(source) + i * columns, columns, k, result + i * k);
+        else find_largest(reinterpret_cast<const float*>(source) + i * columns, columns, k, result + i * k);
+      }
+    });
+  };
+  steps.push_back(std::move(step));
+}
+
+// ---- experts: the rows of each lie anywhere; they are put side by side for as long as their product takes
+
+namespace {
+
+size_t whole_lines(int64_t elements, Dtype type) { return (size_t(elements) * size_of(type) + 63) / 64 * 64; }
+
+// Rows in memory, each in one piece, and which expert each is for.
+struct ExpertRows {
+  const std::byte* data;
+  const int32_t* ids;
+  Shape shape, strides;  // of all but the last axis, in bytes
+  size_t bytes;          // of a row
+
+  ExpertRows(const std::byte* from, const int32_t* which, const Shape& of, const Layout& layout, Dtype type)
+      : data(from), ids(which), shape(of.begin(), of.end() - 1), bytes(size_t(of.back()) * size_of(type)) {
+    for (size_t i = 0; i < shape.size(); ++i) strides.push_back(layout.view.strides[i] * int64_t(size_of(type)));
+  }
+  const std::byte* row(int64_t i) const {
+    const std::byte* p = data;
+    for (size_t axis = shape.size(); axis-- > 0; i /= shape[axis]) p += i % shape[axis] * strides[axis];
+    return p;
+  }
+  void check(int64_t experts, const std::string& name) const {
+    for (int64_t i = 0; i < count_of(shape); ++i)
+      if (ids[i] < 0 || ids[i] >= experts)
+        fail(name.empty() ? "expert_matmul" : name, ": expected ids of 0 to ", experts - 1, ", got ", ids[i], " at ",
+             i);
+  }
+  // Those of one expert, side by side; how many there are.
+  int64_t collect(int32_t expert, std::byte* to) const {
+    int64_t found = 0;
+    for (int64_t i = 0; i < count_of(shape); ++i)
+      if (ids[i] == expert) std::memcpy(to + size_t(found++) * bytes, row(i), bytes);
+    return found;
+  }
+};
+
+}  // namespace
+
+void Plan::Parts::plan_expert_matmul(int32_t id) {
+  const TensorNode& x = node(id);
+  const Layout a = layout_of(x.operands[0]), ids = layout_of(x.operands[1]), c = layout[size_t(id)];
+  std::vector<Layout> experts;
+  for (size_t i = 2; i < x.operands.size(); ++i) experts.push_back(layout_of(x.operands[i]));
+  const Shape& shape = node(x.operands[0]).shape;
+  const int64_t rows = count_of(node(x.operands[1]).shape), count = int64_t(experts.size());
+  const Dtype b_type = node(x.operands[2]).dtype;
+  MatmulSpec spec;
+  spec.m = (rows + count - 1) / count;  // as many as an expert has on average
+  spec.n = x.shape.back();
+  spec.k = shape.back();
+  spec.type = node(x.operands[0]).dtype;
+  spec.b_bf16 = spec.type == Dtype::f32 && b_type == Dtype::bf16;
+  spec.c_type = x.dtype;
+  spec.a_row = spec.k;
+  matrix_strides(experts[0], spec.k, spec.n, spec.b_row, spec.b_col);
+  spec.c_row = spec.n;
+  std::shared_ptr<const Matmul> matmul;
+  std::shared_ptr<const Matvec> matvec;
+  if (std::get<uint64_t>(x.detail)) {
+    MatvecSpec most = matvec_spec(spec, b_type);
+    most.m = rows;
+    matvec = std::make_shared<Matvec>(most, isa, graph.threads().count());
+  } else {
+    matmul = std::make_shared<Matmul>(spec, isa, graph.threads().count());
+  }
+  Kernel step;
+  step.position = position[size_t(id)];
+  step.kind = matvec ? "expert matvec" : "expert matmul";
+  step.what = text(step.kind, " ", to_string(shape), " ", to_string(node(x.operands[2]).shape), " of ", count, ", ",
+                   name(b_type), ", ", matvec ? matvec->path() : matmul->path());
+  step.reads = {a.buffer, ids.buffer};
+  for (const Layout& b : experts)
+    if (std::ranges::find(step.reads, b.buffer) == step.reads.end()) step.reads.push_back(b.buffer);
+  step.writes = {c.buffer};
+  step.flops = 2.0 * double(rows) * double(spec.n) * double(spec.k);
+  step.bytes = weight_bytes(b_type, spec.n, spec.k) * double(std::min(rows, count));
+  const size_t a_bytes = whole_lines(rows * spec.k, spec.type), c_bytes = whole_lines(rows * spec.n, x.dtype);
+  step.scratch = a_bytes + c_bytes + (matvec ? matvec->scratch_bytes() : matmul->scratch_bytes());
+  const std::string ids_name = node(base(x.operands[1])).name;
+  step.prepare = [=, this, c_type = x.dtype] {
+    const ExpertRows from(at(a, spec.type), reinterpret_cast<const int32_t*>(at(ids, Dtype::i32)), shape, a, spec.type);
+    std::vector<const std::byte*> weights;
+    for (const Layout& b : experts) weights.push_back(at(b, b_type));
+    std::byte* const to = at(c, c_type);
+    return KernelRun([=, bytes = size_t(spec.n) * size_of(c_type)](std::byte* memory, Threads& threads) {
+      from.check(count, ids_name);
+      std::byte *const side_by_side = memory, *const product = memory + a_bytes, *const rest = product + c_bytes;
+      for (int32_t e = 0; e < int32_t(count); ++e) {
+        const int64_t m = from.collect(e, side_by_side);
+        if (m == 0) continue;
+        if (matmul) matmul->run(side_by_side, weights[size_t(e)], product, nullptr, rest, threads, m, spec.k);
+        else
+          matvec->run(reinterpret_cast<const float*>(side_by_side), spec.k, weights[size_t(e)],
+                      reinterpret_cast<float*>(product), spec.n, nullptr, rest, threads, m);
+        const std::byte* row = product;
+        for (int64_t i = 0; i < rows; ++i)
+          if (from.ids[i] == e) std::memcpy(to + size_t(i) * bytes, row, bytes), row += bytes;
+      }
+    });
+  };
+  steps.push_back(std::move(step));
+}
+
+void Plan::Parts::plan_expert_grad(int32_t id) {
+  const TensorNode& x = node(id);
+  const Layout a = layout_of(x.operands[0]), ids = layout_of(x.operands[1]), b = layout_of(x.operands[2]);
+  const int64_t count = int64_t(std::get<uint64_t>(x.detail)), rows = count_of(node(x.operands[1]).shape);
+  const std::vector<Layout> results(layout.begin() + id, layout.begin() + id + count);
+  const Shape &shape_a = node(x.operands[0]).shape, &shape_b = node(x.operands[2]).shape;
+  MatmulSpec spec;
+  spec.m = shape_a.back();
+  spec.n = shape_b.back();
+  spec.k = rows;  // at most
+  spec.type = node(x.operands[0]).dtype;
+  spec.c_type = x.dtype;
+  spec.a_row = 1, spec.a_col = spec.m;
+  spec.b_row = spec.c_row = spec.n;
+  const auto kernel = std::make_shared<Matmul>(spec, isa, graph.threads().count());
+  Kernel step;
+  step.position = position[size_t(id)];
+  step.kind = "expert grad";
+  step.what = text("expert grad ", to_string(shape_a), " ", to_string(shape_b), " of ", count, ", ", kernel->path());
+  step.reads = {a.buffer, ids.buffer, b.buffer};
+  for (const Layout& c : results) step.writes.push_back(c.buffer);
+  step.flops = 2.0 * double(rows) * double(spec.n) * double(spec.m);
+  step.bytes = double(count) * double(spec.m * spec.n) * double(size_of(x.dtype));
+  const size_t a_bytes = whole_lines(rows * spec.m, spec.type), b_bytes = whole_lines(rows * spec.n, spec.type);
+  step.scratch = a_bytes + b_bytes + kernel->scratch_bytes();
+  step.prepare = [=, this, c_type = x.dtype] {
+    const auto* const which = reinterpret_cast<const int32_t*>(at(ids, Dtype::i32));
+    const ExpertRows from_a(at(a, spec.type), which, shape_a, a, spec.type),
+        from_b(at(b, spec.type), which, shape_b, b, spec.type);
+    std::vector<std::byte*> to;
+    for (const Layout& c : results) to.push_back(at(c, c_type));
+    return KernelRun([=](std::byte* memory, Threads& threads) {
+      std::byte *const rows_a = memory, *const rows_b = memory + a_bytes, *const rest = rows_b + b_bytes;
+      for (int32_t e = 0; e < int32_t(count); ++e) {
+        const int64_t k = from_a.collect(e, rows_a);
+        from_b.collect(e, rows_b);
+        kernel->run(rows_a, rows_b, to[size_t(e)], nullptr, rest, threads, spec.m, k);  // zeros where there are none
+      }
+    });
+  };
+  steps.push_back(std::move(step));
 }
 
 void Plan::Parts::plan_assign(int32_t id) {

@@ -499,40 +499,68 @@ Tensor apply(Tensor x, const einops::Transform& t) {
 
 // ---- the other primitives
 
+namespace {
+
+// x in this type, each row in one piece.
+Tensor in_rows(Tensor x, Dtype type) {
+  const bool whole = base_view(x).second.strides.back() == 1 || x.size(-1) == 1;
+  return x.dtype() != type || !whole ? cast(x, type) : stored(x);
+}
+
+// A matrix in this type, each row or each column in one piece.
+Tensor in_rows_or_columns(Tensor x, Dtype type) {
+  const Shape& strides = base_view(x).second.strides;
+  const int64_t row = strides[strides.size() - 2], column = strides.back(), rows = x.size(-2), columns = x.size(-1);
+  const bool whole = column == 1 || columns == 1 || row == 1 || rows == 1;
+  const bool repeated = (row == 0 && rows > 1) || (column == 0 && columns > 1);
+  return !whole || repeated ? cast(x, type) : stored(x);
+}
+
+bool is_weight(Tensor b) { return b.rank() == 2 && b.graph().node(base_view(b).first).kind == Kind::input; }
+
+// What a product that is computed in this type multiplies by: weights of fewer bits are read as they are.
+Tensor multiplier(Tensor b, Dtype type) {
+  const Graph& graph = b.graph();
+  const bool weight = is_weight(b) && type == Dtype::f32;
+  if (!is_quantised(b.dtype())) {
+    const bool as_stored = b.dtype() == Dtype::bf16 || (graph.streams_weights && b.dtype() == Dtype::f16);
+    return b.dtype() == type || (weight && as_stored) ? b : cast(b, type);
+  }
+  const auto [base, view] = base_view(b);
+  const Shape& whole = graph.node(base).shape;
+  const bool is_whole = b.shape() == whole || b.shape() == Shape(whole.rbegin(), whole.rend());
+  if (!weight || !is_whole || view.offset != 0)
+    fail("matmul: ", graph.node(base).name, " ", to_string(b.shape()), ": expected all of ", name(b.dtype()),
+         " weights ", to_string(whole), ", and operands in f32");
+  return b;
+}
+
+// Whether it is read from memory as it lies there (matvec.h).
+bool is_streamed(Tensor b, Dtype type) {
+  return is_quantised(b.dtype()) || (is_weight(b) && type == Dtype::f32 && b.graph().streams_weights);
+}
+
+Dtype product_type(Tensor a, Tensor b) {
+  const bool wide = a.dtype() == Dtype::f64 || b.dtype() == Dtype::f64;
+  return wide ? Dtype::f64 : a.graph().matmul_type;
+}
+
+}  // namespace
+
 Tensor matmul(Tensor a, Tensor b) {
   Graph& graph = common_graph("matmul", std::array{a, b});
   if (a.rank() < 2 || b.rank() < 2 || a.size(-1) != b.size(-2))
     fail("matmul: ", to_string(a.shape()), " and ", to_string(b.shape()),
          ": expected (..., M, K) and (..., K, N) with the same K");
-  const bool wide = a.dtype() == Dtype::f64 || b.dtype() == Dtype::f64;
-  const Dtype type = wide ? Dtype::f64 : graph.matmul_type;
+  const Dtype type = product_type(a, b);
   if (a.dtype() != type) a = cast(a, type);
-  // weights of fewer bits are read as they are
-  const bool is_weight = b.rank() == 2 && graph.node(base_view(b).first).kind == Kind::input && type == Dtype::f32;
-  const bool as_stored = b.dtype() == Dtype::bf16 || (graph.streams_weights && b.dtype() == Dtype::f16);
-  if (b.dtype() != type && !is_quantised(b.dtype()) && !(is_weight && as_stored)) b = cast(b, type);
-  if (is_quantised(b.dtype())) {
-    const auto [base, view] = base_view(b);
-    const Shape& whole = graph.node(base).shape;
-    const bool is_whole = b.shape() == whole || b.shape() == Shape(whole.rbegin(), whole.rend());
-    if (!is_weight || !is_whole || view.offset != 0)
-      fail("matmul: ", graph.node(base).name, " ", to_string(b.shape()), ": expected all of ", name(b.dtype()),
-           " weights ", to_string(whole), ", and operands in f32");
-  }
-  const bool streams = is_quantised(b.dtype()) || (is_weight && graph.streams_weights);
+  b = multiplier(b, type);
+  const bool streams = is_streamed(b, type);
   Shape shape = a.shape();
   if (b.rank() == 2) a = reshape(a, {-1, a.size(-1)});  // all rows at once
-  // each row, or each column, in one piece
-  for (Tensor* x : {&a, &b}) {
-    const Shape& strides = base_view(*x).second.strides;
-    const int64_t row = strides[strides.size() - 2], column = strides.back(), rows = x->size(-2), columns = x->size(-1);
-    const bool by_row = column == 1 || columns == 1, by_column = row == 1 || rows == 1;
-    const bool repeated = (row == 0 && rows > 1) || (column == 0 && columns > 1);
-    const bool whole_rows = x == &a && streams;
-    if ((!by_row && (!by_column || whole_rows)) || repeated) *x = cast(*x, type);
-    *x = stored(*x);
-  }
-  const Dtype result = wide ? Dtype::f64 : Dtype::f32;
+  a = streams ? in_rows(a, type) : in_rows_or_columns(a, type);
+  b = in_rows_or_columns(b, type);
+  const Dtype result = type == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   const int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
   if (b.rank() == 2) {
     shape.back() = n;
@@ -578,12 +606,8 @@ Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor 
   options.has_lengths = bool(lengths);
   options.has_starts = bool(starts);
   const Dtype type = q.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-  for (size_t i = 0; i < 3; ++i) {
-    Tensor x{&graph, operands[i]};
-    // rows of heads are read as they lie, but each row in one piece
-    const bool whole = base_view(x).second.strides[3] == 1 || a[3] == 1;
-    operands[i] = x.dtype() != type || !whole ? cast(x, type).id() : stored(x).id();
-  }
+  for (size_t i = 0; i < 3; ++i)  // rows of heads are read as they lie
+    operands[i] = in_rows({&graph, operands[i]}, type).id();
   options.has_cache = bool(cache.keys);
   if (cache.keys) {
     for (Tensor x : {cache.keys, cache.values}) {
@@ -599,6 +623,45 @@ Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor 
   const Tensor out = graph.append({Kind::attention, type, a, operands, options});
   graph.append({Kind::part, type, {a[0], a[2], a[1]}, {out.id()}, uint64_t{1}});  // lse
   return out;
+}
+
+Tensor top_k(Tensor x, int64_t k) {
+  if (x.rank() < 1 || k < 1 || k > x.size(-1))
+    fail("top_k: ", to_string(x.shape()), ": expected as many in a row as are wanted, 1 or more, got ", k);
+  if (x.dtype() != Dtype::f64 && x.dtype() != Dtype::f32) x = cast(x, Dtype::f32);
+  Shape shape = x.shape();
+  shape.back() = k;
+  return x.graph().append({Kind::top_k, Dtype::i32, std::move(shape), {contiguous(x).id()}, {}});
+}
+
+Tensor expert_matmul(Tensor x, Tensor ids, std::span<const Tensor> weights) {
+  if (weights.empty()) fail("expert_matmul: expected one expert or more");
+  std::vector<Tensor> all{x, ids};
+  all.insert(all.end(), weights.begin(), weights.end());
+  Graph& graph = common_graph("expert_matmul", all);
+  Shape shape = x.shape();
+  if (!shape.empty()) shape.pop_back();
+  if (x.rank() < 1 || ids.dtype() != Dtype::i32 || ids.shape() != shape)
+    fail("expert_matmul: ", to_string(x.shape()), " and ", to_string(ids.shape()),
+         ": expected rows (..., K) and for each an i32 id");
+  const Dtype type = product_type(x, weights[0]);
+  std::vector<int32_t> operands{in_rows(x, type).id(), contiguous(ids).id()};
+  bool streams = false;
+  for (Tensor w : weights) {
+    if (w.rank() != 2 || w.size(0) != x.size(-1) || w.shape() != weights[0].shape())
+      fail("expert_matmul: ", to_string(x.shape()), " and ", to_string(w.shape()),
+           ": expected weights (K, N), of all experts the same");
+    const Tensor b = multiplier(w, type);
+    streams = is_streamed(b, type);
+    operands.push_back(in_rows_or_columns(b, type).id());
+    const Tensor first{&graph, operands[2]}, last{&graph, operands.back()};
+    if (last.dtype() != first.dtype() || base_view(last).second.strides != base_view(first).second.strides)
+      fail("expert_matmul: ", name(first.dtype()), " and ", name(last.dtype()),
+           ": expected weights of one type and layout");
+  }
+  shape.push_back(weights[0].size(1));
+  const Dtype result = type == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  return graph.append({Kind::expert_matmul, result, std::move(shape), std::move(operands), uint64_t{streams}});
 }
 
 Tensor assign(Tensor x, Tensor values) {

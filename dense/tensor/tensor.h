@@ -55,6 +55,9 @@ enum class Kind : uint8_t {
   scatter,         // ids, rows (ids, C), base or none: base, or zeros, plus each row where its id says
   attention,       // q, k, v, [lengths, starts, keys and values of earlier tokens]
   attention_grad,  // q, k, v, out, lse, dout, [lengths, starts]
+  top_k,           // rows (..., V)
+  expert_matmul,   // rows (..., K), ids (..., ), of each expert (K, N)
+  expert_grad,     // rows (..., K), ids (..., ), rows (..., N): K x N products, summed over the rows of each expert
   part,            // a further result of an operand
   assign,          // an input and its new values
 };
@@ -104,7 +107,7 @@ struct TensorNode {
   Shape shape;
   std::vector<int32_t> operands;
   std::variant<std::monostate, View, Map, Place, AttentionOptions, Memory, uint64_t>
-      detail;             // uint64_t: a seed, or of a matmul whether it streams its weights
+      detail;             // uint64_t: a seed; whether a product streams its weights; how many experts; which part
   std::string name = {};  // of an input
   int32_t region = -1;    // of a checkpoint: its values are computed again for the gradient
 };
@@ -289,6 +292,13 @@ struct KeyValues {
 };
 Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths = {}, Tensor starts = {},
                  KeyValues cache = {});
+// Of each row of x (..., V) the numbers of its k largest elements, the largest first, of equals the one in front, i32
+// (..., k). NaN counts as largest. It has no gradient.
+Tensor top_k(Tensor x, int64_t k);
+// x (..., K), ids (...) i32 -> (..., N): each row times the weights (K, N) of the expert that its id names, to the bits
+// of matmul. The weights are of one shape, type and layout; only those that ids name are read. Running throws Error for
+// an id that is no expert.
+Tensor expert_matmul(Tensor x, Tensor ids, std::span<const Tensor> weights);
 // Gives the input x new values, at the end of a run. value() never does.
 Tensor assign(Tensor x, Tensor values);
 
