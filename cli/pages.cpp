@@ -9,6 +9,7 @@
 #include "models/llama.h"
 #include "models/microgpt.h"
 #include "models/mistral.h"
+#include "models/mixtral.h"
 #include "models/olmo2.h"
 #include "models/phi3.h"
 #include "models/qwen2.h"
@@ -17,6 +18,6 @@
 std::vector<dense::Page> dense::cli::pages() {
   return {page<gpt2::Config>(),    page<bert::Config>(),     page<esm::Config>(),   page<gemma::Config>(),
           page<gemma2::Config>(),  page<gpt_neox::Config>(), page<llama::Config>(), page<microgpt::Config>(),
-          page<mistral::Config>(), page<olmo2::Config>(),    page<phi3::Config>(),  page<qwen2::Config>(),
-          page<t5::Config>()};
+          page<mistral::Config>(), page<mixtral::Config>(),  page<olmo2::Config>(), page<phi3::Config>(),
+          page<qwen2::Config>(),   page<t5::Config>()};
 }

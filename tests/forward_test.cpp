@@ -24,8 +24,8 @@ namespace fs = std::filesystem;
 using Args = std::vector<std::string>;
 
 const char* const cases[] = {
-    "gpt2",   "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2", "gemma", "phi3", "olmo2",
-    "gemma2", "gpt_neox",          "bert",     "esm",   "t5",     "t5_v10"};
+    "gpt2",   "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2",  "gemma", "phi3", "olmo2",
+    "gemma2", "gpt_neox",          "bert",     "esm",   "t5",     "t5_v10",  "mixtral"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -386,6 +386,34 @@ TEST_F(Forward, AMistralThatSeesEverythingIsALlama) {
   }
 }
 
+// Nor does it matter which one is chosen where all are the same.
+TEST_F(Forward, AMixtralOfEqualExpertsIsAMistral) {
+  const std::string inputs = fixture("mistral") + "/inputs.safetensors";
+  outputs(fixture("mistral"), inputs, {});
+  const std::vector<float> want = to_f32(read_safetensors(folder / "outputs.safetensors").at("logits"));
+  Changed mixtral("mistral");
+  mixtral.config["model_type"] = "mixtral";
+  std::vector<float> preferences(3 * 64);
+  for (size_t i = 0; i < preferences.size(); ++i) preferences[i] = float(i * i % 7) - 3;
+  for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
+    for (const auto& [from, to] : {std::pair("gate", "w1"), {"down", "w2"}, {"up", "w3"}}) {
+      StoredTensor t = mixtral.at(layer + "mlp." + from + "_proj.weight");
+      mixtral.erase(t.name);
+      for (const char* expert : {"0", "1", "2"}) {
+        t.name = layer + "block_sparse_moe.experts." + expert + "." + to + ".weight";
+        mixtral.tensors.push_back(t);
+      }
+    }
+    mixtral.tensors.push_back(tensor(layer + "block_sparse_moe.gate.weight", "F32", {3, 64}, preferences));
+  }
+  mixtral.config["num_local_experts"] = 3;
+  for (const int chosen : {1, 2, 3}) {
+    mixtral.config["num_experts_per_tok"] = chosen;
+    outputs(mixtral.write(folder, "mixtral"), inputs, {});
+    EXPECT_LE(distance(to_f32(read_safetensors(folder / "outputs.safetensors").at("logits")), want), 2e-5) << chosen;
+  }
+}
+
 TEST_F(Forward, AQwen2OfAWindowAndNoBiasesIsAMistral) {
   const std::string inputs = fixture("mistral") + "/inputs.safetensors";
   Changed mistral("mistral"), qwen2("mistral");
@@ -427,6 +455,18 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"mistral", "num_key_value_heads", 3, "mistral: num_key_value_heads: expected a divisor of num_attention_heads"},
       {"mistral", "num_key_value_heads", nullptr, "k_proj.weight: expected (64, 64), got (32, 64)"},
       {"mistral", "head_dim", 15, "mistral: head_dim: expected an even number, got 15"},
+      {"mixtral",
+       "rope_scaling",
+       {{"type", "linear"}},
+       "mixtral: rope_scaling.rope_type: expected default, got linear"},
+      {"mixtral", "output_router_logits", true, "mixtral: output_router_logits: expected false, got true"},
+      {"mixtral", "num_experts_per_tok", 5,
+       "mixtral: num_experts_per_tok: expected at most num_local_experts = 4, got 5"},
+      {"mixtral", "num_experts_per_tok", 0, "num_experts_per_tok: expected 1 or more, got 0"},
+      {"mixtral", "num_local_experts", 5, "block_sparse_moe.experts.4.w1.weight: expected (56, 64), missing"},
+      {"mixtral", "num_local_experts", 3, "block_sparse_moe.gate.weight: expected (3, 64), got (4, 64)"},
+      {"mixtral", "num_key_value_heads", 3, "mixtral: num_key_value_heads: expected a divisor of num_attention_heads"},
+      {"mixtral", "head_dim", 15, "mixtral: head_dim: expected an even number, got 15"},
       {"qwen2", "rope_scaling", {{"type", "yarn"}}, "qwen2: rope_scaling.rope_type: expected default, linear, dynamic"},
       {"qwen2", "num_attention_heads", 3, "qwen2: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
       {"qwen2", "num_key_value_heads", 3, "qwen2: num_key_value_heads: expected a divisor of num_attention_heads = 4"},

@@ -21,6 +21,19 @@ Page small_gpt2() {
   return page;
 }
 
+Page small_mixtral(int experts = 4) {
+  Page page = cli::page_of("mixtral");
+  for (ConfigField& field : page.fields) {
+    const std::map<std::string, int> sizes = {
+        {"vocab_size", 11},         {"hidden_size", 8},         {"intermediate_size", 6},      {"num_hidden_layers", 2},
+        {"num_attention_heads", 2}, {"num_key_value_heads", 1}, {"num_local_experts", experts}};
+    if (!sizes.contains(field.name)) continue;
+    if (auto* const value = std::get_if<int*>(&field.value)) **value = sizes.at(field.name);
+    if (auto* const value = std::get_if<std::optional<int>*>(&field.value)) **value = sizes.at(field.name);
+  }
+  return page;
+}
+
 const std::vector<int32_t> ids = {1, 5, 3, 10, 0, 7, 7, 2};
 
 TEST(Model, SavesEveryTensorOfAHubFolderUnderItsOldName) {
@@ -95,6 +108,28 @@ TEST(Model, TrainingHasTheSameBitsForAnyThreadsAndShapesInTurn) {
   }
   EXPECT_EQ(weights[0], weights[1]);
   EXPECT_EQ(weights[0], weights[2]);
+}
+
+TEST(Model, ExpertsLearnTheSameForAnyThreadsAndNearlyTheSameInBf16) {
+  std::vector<float> last;
+  for (const auto& [threads, type] : {std::pair(1, Dtype::f32), {2, Dtype::f32}, {2, Dtype::bf16}}) {
+    Model model(small_mixtral(), threads, 5);
+    Model::Training training;
+    training.lr = 0.02, training.matmul_type = type;
+    const float first = model.step({2, 4, ids, ids}, training);
+    for (int step = 0; step < 30; ++step) last.push_back(model.step({2, 4, ids, ids}, training));
+    EXPECT_LT(last.back(), 0.5 * first) << name(type);
+  }
+  EXPECT_TRUE(std::equal(last.begin(), last.begin() + 30, last.begin() + 30));
+  for (size_t i = 0; i < 5; ++i) EXPECT_NEAR(last[60 + i], last[i], 0.02) << i;
+}
+
+// What is chosen is what a token costs: of more experts it reads no more but the router.
+TEST(Model, WeightsThatATokenReadsAreThoseOfItsExperts) {
+  const int64_t router = 2 * 8 * 4;
+  const int64_t all = 4 * (11 * 8 + 2 * (8 * 8 + 2 * 4 * 8 + 8 * 8 + 2 * 3 * 6 * 8));
+  EXPECT_EQ(Model(small_mixtral(2), 1).weight_bytes(), all + 2 * router);
+  EXPECT_EQ(Model(small_mixtral(4), 1).weight_bytes(), all + 4 * router);
 }
 
 TEST(Model, CountsItsParameters) { EXPECT_EQ(Model(cli::page_of("microgpt"), 1).parameters().count(), 4192); }

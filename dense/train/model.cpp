@@ -319,29 +319,36 @@ Plan& Model::training_plan() {
   return *trainings_[0]->plan;
 }
 
-// Which parameters matmul multiplies by, and whether their rows are what it sums along.
-std::map<std::string, bool> Model::matmul_weights() {
+// Which parameters products multiply by.
+std::map<std::string, Model::Multiplier> Model::multipliers() {
   Recorded r(threads_);
   r.graph.streams_weights = true;  // takes them as they are
   r.context.wanted = r.graph.input({1}, Dtype::i32);
   r.ids = r.context.decoder_ids = r.graph.input({1, 1}, Dtype::i32);
   page_.forward(Weights(r.graph, parameters_), r.ids, r.context);
-  std::map<std::string, bool> result;
+  std::map<std::string, Multiplier> result;
   for (int32_t id = 0; id < r.graph.nodes(); ++id) {
-    if (r.graph.node(id).kind != Kind::matmul) continue;
-    const TensorNode& weights = r.graph.node(r.graph.node(id).operands[1]);
-    const bool is_view = weights.kind == Kind::view;
-    const TensorNode& base = is_view ? r.graph.node(weights.operands[0]) : weights;
-    if (base.kind == Kind::input && base.shape.size() == 2)
-      result[base.name] = is_view && std::get<View>(weights.detail).strides[0] == 1;
+    const TensorNode& product = r.graph.node(id);
+    const bool experts = product.kind == Kind::expert_matmul;
+    if (product.kind != Kind::matmul && !experts) continue;
+    const size_t first = experts ? 2 : 1;
+    const auto rows = double(count_of(product.shape) / product.shape.back());
+    for (size_t i = first; i < product.operands.size(); ++i) {
+      const TensorNode& weights = r.graph.node(product.operands[i]);
+      const bool is_view = weights.kind == Kind::view;
+      const TensorNode& base = is_view ? r.graph.node(weights.operands[0]) : weights;
+      if (base.kind == Kind::input && base.shape.size() == 2)
+        result[base.name] = {is_view && std::get<View>(weights.detail).strides[0] == 1,
+                             experts ? rows / double(product.operands.size() - first) : 1};
+    }
   }
   return result;
 }
 
 int64_t Model::weight_bytes() {
-  int64_t total = 0;
-  for (const auto& [name, by_row] : matmul_weights()) total += int64_t(parameters_.all().at(name).bytes().size());
-  return total;
+  double total = 0;
+  for (const auto& [name, m] : multipliers()) total += m.share * double(parameters_.all().at(name).bytes().size());
+  return int64_t(total);
 }
 
 std::optional<Dtype> weight_type(const std::string& name, const std::string& prefix) {
@@ -357,7 +364,7 @@ void Model::convert(Dtype type) {
   evaluation_.reset();
   trainings_.clear();
   if (type == Dtype::f32) return parameters_.widen();
-  for (const auto& [name, by_row] : matmul_weights()) parameters_.convert(name, type, by_row, *threads_);
+  for (const auto& [name, m] : multipliers()) parameters_.convert(name, type, m.by_row, *threads_);
 }
 
 void Model::save(const std::filesystem::path& folder, std::optional<Dtype> dtype) const {

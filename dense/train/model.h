@@ -123,7 +123,7 @@ class Model {
 
   const Page& page() const { return page_; }
   int64_t vocabulary() const { return vocabulary_; }  // logits of a token
-  int64_t weight_bytes();                             // of what matmul reads to compute one token
+  int64_t weight_bytes();                             // of what products read to compute one token
   int64_t context() const { return page_.context ? page_.context() : 0; }
   const std::shared_ptr<Threads>& threads() const { return threads_; }
   Parameters& parameters() { return parameters_; }
@@ -131,7 +131,11 @@ class Model {
  private:
   struct Recorded;
   void declare();
-  std::map<std::string, bool> matmul_weights();
+  struct Multiplier {
+    bool by_row;   // whether its rows are what products sum along
+    double share;  // of its bytes that a token reads on average: of experts only some are chosen
+  };
+  std::map<std::string, Multiplier> multipliers();
   std::unique_ptr<Recorded> record(const Inputs& inputs, Dtype matmul_type = Dtype::f32, bool dropout = false);
   void set_inputs(Recorded& r, const Inputs& inputs) const;
 

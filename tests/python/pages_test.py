@@ -108,9 +108,22 @@ def logits(page, model, ids):
         cap = c.get("attn_logit_softcapping")
         return linear(name + "o_proj", attention(turn(q), turn(k), heads(v), scale, window(i), cap))
 
+    def experts(name, x):
+        preference, y = linear(name + "gate", x), np.zeros_like(x)
+        for place in np.ndindex(preference.shape[:-1]):  # one token after the other
+            chosen = np.argsort(-preference[place])[: c["num_experts_per_tok"]]
+            share = np.exp(preference[place][chosen] - preference[place].max())
+            for e, s in zip(chosen, share / share.sum()):
+                expert = f"{name}experts.{e}.w"
+                gate = activations[c["hidden_act"]](linear(expert + "1", x[place]))
+                y[place] += s * linear(expert + "2", gate * linear(expert + "3", x[place]))
+        return y
+
     def mlp(name, x):
         if page == "gpt_neox":
             return linear(name + "dense_4h_to_h", activations[c["hidden_act"]](linear(name + "dense_h_to_4h", x)))
+        if page == "mixtral":
+            return experts(name, x)
         if page == "phi3":
             gate, up = np.split(linear(name + "gate_up_proj", x), 2, -1)
         else:
@@ -135,7 +148,7 @@ def logits(page, model, ids):
             x = x + norm(after, mlp(layer + "mlp.", norm(layer + "pre_feedforward_layernorm", x)))
         else:
             x = x + attend(layer + "self_attn.", norm(before, x), i)
-            x = x + mlp(layer + "mlp.", norm(between, x))
+            x = x + mlp(layer + ("block_sparse_moe." if page == "mixtral" else "mlp."), norm(between, x))
     x = norm(base + ("final_layer_norm" if page == "gpt_neox" else "norm"), x)
     head = "embed_out" if page == "gpt_neox" else "lm_head"
     y = x @ w[(table if c["tie_word_embeddings"] else head) + ".weight"].T
@@ -149,6 +162,9 @@ cases = [(page, config) for page, configs in dict(
     mistral=[dict(), dict(sliding_window=None), dict(sliding_window=1), dict(sliding_window=7), dict(head_dim=6),
              dict(num_key_value_heads=None), dict(tie_word_embeddings=True), dict(hidden_act="relu"),
              dict(rope_theta=30.0)],
+    mixtral=[dict(), dict(num_experts_per_tok=1), dict(num_local_experts=3), dict(num_experts_per_tok=8),
+             dict(sliding_window=5), dict(head_dim=6), dict(num_key_value_heads=None), dict(tie_word_embeddings=True),
+             dict(hidden_act="relu"), dict(rope_theta=30.0), dict(rms_norm_eps=0.1)],
     qwen2=[dict(), dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
            dict(use_sliding_window=True, sliding_window=5, max_window_layers=0),
            dict(use_sliding_window=True, sliding_window=5,
@@ -213,7 +229,7 @@ def test_generation_knows_the_lengths_that_longrope_depends_on():
         model.generate(tokens[0, :20].tolist(), tokens=11)
 
 
-@pytest.mark.parametrize("page", ["mistral", "qwen2", "gemma", "phi3", "olmo2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("page", ["mistral", "mixtral", "qwen2", "gemma", "phi3", "olmo2", "gemma2", "gpt_neox"])
 def test_what_was_trained_and_saved_is_loaded_again(page, tmp_path):
     model = new(page, initializer_range=0.02)
     losses = [model.step(tokens, labels=tokens, lr=1e-2) for _ in range(40)]
