@@ -66,7 +66,7 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx) {  // (
     return rearrange<"b t (h d) -> b t h d", "h">(linear(c, w["self"][name], x, C), H);
   };
   const Tensor q = heads("query"), k = heads("key"), v = heads("value");
-  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(C / H)), .causal = false});
+  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(q.size(3))), .causal = false});
   return ctx.dropout(linear(c, w["output"]["dense"], rearrange<"b t h d -> b t (h d)">(y), C), c.hidden_dropout_prob);
 }
 

@@ -75,7 +75,7 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const s
   };
   Tensor q = heads("query"), k = heads("key");
   if (turn) q = rope(q, *turn), k = rope(k, *turn);
-  const Tensor y = ctx.attention(q, k, heads("value"), {.scale = 1 / std::sqrt(float(C / H)), .causal = false});
+  const Tensor y = ctx.attention(q, k, heads("value"), {.scale = 1 / std::sqrt(float(q.size(3))), .causal = false});
   return ctx.dropout(linear(c, w["output"]["dense"], rearrange<"b t h d -> b t (h d)">(y), C), c.hidden_dropout_prob);
 }
 

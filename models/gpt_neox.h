@@ -120,8 +120,9 @@ inline Tensor mlp(const Config& c, Weights w, Tensor x) {  // (B, T, C)
 inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)
   const int64_t T = ids.size(1), V = c.vocab_size, C = c.hidden_size, H = c.num_attention_heads;
   if (C % H) fail("gpt_neox: num_attention_heads: expected a divisor of hidden_size = ", C, ", got ", H);
-  const auto turned = int64_t(double(C / H) * c.rotary_pct);  // elements of a head
-  if (turned < 2 || turned > C / H || turned % 2)
+  const int64_t D = C / H;
+  const auto turned = int64_t(double(D) * c.rotary_pct);  // elements of a head
+  if (turned < 2 || turned > D || turned % 2)
     fail("gpt_neox: rotary_pct: expected an even number of a head's ", C / H, " elements, got ", turned);
   if (c.old_rope_type.value_or(c.rope_type.value_or("")) == "dynamic" && T > c.max_position_embeddings)
     fail("gpt_neox: expected at most max_position_embeddings = ", c.max_position_embeddings, " tokens, got ", T,

@@ -122,8 +122,9 @@ inline Tensor mlp(const Config& c, Weights w, Tensor x) {  // (B, T, C)
 inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)
   const int64_t V = c.vocab_size, C = c.hidden_size, H = c.num_attention_heads;
   if (C % H) fail("phi3: num_attention_heads: expected a divisor of hidden_size = ", C, ", got ", H);
-  const auto turned = int64_t(double(C / H) * c.partial_rotary_factor);  // elements of a head
-  if (turned < 2 || turned > C / H || turned % 2)
+  const int64_t D = C / H;
+  const auto turned = int64_t(double(D) * c.partial_rotary_factor);  // elements of a head
+  if (turned < 2 || turned > D || turned % 2)
     fail("phi3: partial_rotary_factor: expected an even number of a head's ", C / H, " elements, got ", turned);
   if (ctx.dropout_key && c.attention_dropout > 0)
     fail("phi3: attention_dropout: expected 0 in training, got ", c.attention_dropout);

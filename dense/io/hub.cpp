@@ -9,7 +9,10 @@
 namespace dense {
 
 static std::filesystem::path cache() {
-  const auto variable = [](const char* name) { return std::string(std::getenv(name) ? std::getenv(name) : ""); };
+  const auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value ? value : "");
+  };
   if (const std::string hub = variable("HF_HUB_CACHE"); !hub.empty()) return hub;
   if (const std::string home = variable("HF_HOME"); !home.empty()) return std::filesystem::path(home) / "hub";
   const std::string base = variable("XDG_CACHE_HOME");
@@ -34,7 +37,7 @@ std::filesystem::path find_model(const std::string& model) {
   std::string commit = revision;
   if (const auto ref = folder / "refs" / revision; std::filesystem::is_regular_file(ref)) commit = read_file(ref);
   while (!commit.empty() && (commit.back() == '\n' || commit.back() == ' ')) commit.pop_back();
-  const std::filesystem::path snapshot = folder / "snapshots" / commit;
+  std::filesystem::path snapshot = folder / "snapshots" / commit;
   if (commit.empty() || !std::filesystem::is_directory(snapshot))
     fail(shown(folder.string()), ": expected a snapshot of revision ", shown(revision), ", missing");
   return snapshot;
