@@ -132,6 +132,14 @@ TEST(Model, WeightsThatATokenReadsAreThoseOfItsExperts) {
   EXPECT_EQ(Model(small_mixtral(4), 1).weight_bytes(), all + 4 * router);
 }
 
+TEST(Model, WithoutWeightsPlansTheSameAndDoesNotRun) {
+  Model model(small_gpt2(), 1), outline(small_gpt2(), 1, 0, false);
+  const Model::Inputs inputs{1, 8, ids, ids};
+  EXPECT_EQ(outline.plan_step(inputs, {}).summary(), model.plan_step(inputs, {}).summary());
+  EXPECT_EQ(error_of([&] { outline.step(inputs, {}); }), "plan: expected inputs that have memory");
+  EXPECT_TRUE(std::isfinite(model.step(inputs, {})));
+}
+
 TEST(Model, CountsItsParameters) { EXPECT_EQ(Model(cli::page_of("microgpt"), 1).parameters().count(), 4192); }
 
 }  // namespace

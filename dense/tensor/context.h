@@ -20,6 +20,7 @@ struct KvCache {
     bool grows;  // axis 1 is the capacity
   };
   std::vector<Entry> entries = {};
+  bool filled = true;  // else entries get no memory: a plan is looked at, not run
 };
 
 struct Context {
@@ -83,8 +84,10 @@ struct Context {
 // The next entry of the cache.
 inline Tensor Context::cached(Graph& graph, const Shape& shape, bool grows) {
   const auto n = size_t(entries++);
-  if (n == cache->entries.size())
-    cache->entries.push_back({zero_memory(size_t(count_of(shape)) * sizeof(float)), shape, grows});
+  if (n == cache->entries.size()) {
+    const size_t bytes = size_t(count_of(shape)) * sizeof(float);
+    cache->entries.push_back({cache->filled ? zero_memory(bytes) : Memory(), shape, grows});
+  }
   const KvCache::Entry& entry = cache->entries[n];
   const std::string name = "cache " + std::to_string(n);
   if (entry.shape != shape) fail(name, ": expected ", to_string(entry.shape), ", got ", to_string(shape));

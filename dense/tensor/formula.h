@@ -20,9 +20,10 @@ inline bool is_per_row(const Shape& shape, const Shape& space) {
   return count_of(shape) > 1 || count_of(space) == space.back();
 }
 
-// The map of a formula whose operands were checked. Operands whose last axis is broadcast are one value a row to it.
+// The map of a formula whose operands were checked; `operation` is its name where it is shown. Operands
+// whose last axis is broadcast are one value a row to it.
 Tensor map_of(std::span<const Tensor> operands, std::shared_ptr<const Formula> formula, Shape space, Keep keep,
-              Dtype dtype);
+              Dtype dtype, std::string operation = {});
 
 // Whether strides are those of elements side by side in order.
 bool is_row_major(const Shape& shape, const Shape& strides);

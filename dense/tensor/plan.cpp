@@ -291,9 +291,12 @@ void Plan::Parts::lay_out(const std::vector<MapGroup>& groups) {
     layout[size_t(id)] = {none, {0, row_major(x.shape)}};
     if (x.kind == Kind::input) {
       const Memory& memory = std::get<Memory>(x.detail);
-      const auto same = std::ranges::find_if(buffers, [&](const Buffer& b) { return b.outside == memory.data; });
+      const auto same =
+          std::ranges::find_if(buffers, [&](const Buffer& b) { return memory.data && b.data == memory.data; });
       layout[size_t(id)].buffer = int32_t(same - buffers.begin());
-      if (same == buffers.end()) layout[size_t(id)].buffer = new_buffer(id), buffers.back().outside = memory.data;
+      if (same != buffers.end()) continue;
+      layout[size_t(id)].buffer = new_buffer(id);
+      buffers.back().outside = true, buffers.back().data = memory.data;
     } else {
       layout[size_t(id)].buffer = new_buffer(id);
     }
@@ -423,16 +426,16 @@ void Plan::Parts::plan_memory() {
                   b);
   }
   for (const Kernel& step : steps) scratch_bytes = std::max(scratch_bytes, step.scratch);
-  if (arena->bytes < arena_bytes + scratch_bytes)
-    *arena = {zero_memory(arena_bytes + scratch_bytes), arena_bytes + scratch_bytes};
 }
 
 // Steps that know where everything is; again when another plan has made the arena larger.
 void Plan::Parts::prepare() {
+  if (arena->bytes < arena_bytes + scratch_bytes)
+    *arena = {zero_memory(arena_bytes + scratch_bytes), arena_bytes + scratch_bytes};
   prepared = arena->memory.data;
   scratch = prepared + arena_bytes;
   for (size_t b = 0; b < buffers.size(); ++b)
-    buffers[b].data = buffers[b].outside ? buffers[b].outside : prepared + buffers[size_t(owner[b])].offset;
+    if (!buffers[b].outside) buffers[b].data = prepared + buffers[size_t(owner[b])].offset;
   for (Kernel& step : steps) step.run = step.prepare();
 }
 
@@ -472,7 +475,7 @@ Plan::Plan(std::span<const Tensor> outputs, std::shared_ptr<Arena> arena) {
   std::ranges::stable_sort(p.steps, {}, &Kernel::position);
   p.arena = arena ? std::move(arena) : std::make_shared<Arena>();
   p.plan_memory();
-  p.prepare();
+  if (p.has_inputs()) p.prepare();
 }
 
 Plan::~Plan() = default;
@@ -480,6 +483,7 @@ Plan::Plan(Plan&&) noexcept = default;
 
 void Plan::run() {
   Parts& p = *parts_;
+  if (!p.has_inputs()) fail("plan: expected inputs that have memory");
   if (p.prepared != p.arena->memory.data) p.prepare();
   Threads& threads = p.graph.threads();
   const DenormalsAsZero scope;

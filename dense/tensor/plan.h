@@ -1,7 +1,8 @@
 // A plan: what some tensors of a graph need, as kernels in order over one arena, to be run any number of times.
 //
 // Neighbouring maps become one kernel (fused.h); values that are cheap to compute again from one tensor are not kept;
-// memory is one arena in which tensors lie where no other is alive. A run allocates nothing.
+// memory is one arena in which tensors lie where no other is alive. A run allocates nothing. Where an input has no
+// memory the plan says what a run would take, and takes none itself.
 #pragma once
 
 #include <memory>

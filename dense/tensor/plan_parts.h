@@ -1,6 +1,7 @@
 // What a plan is made of. plan.cpp chooses kernels, their order and their memory; steps.cpp makes them.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <set>
 #include <string>
@@ -20,10 +21,11 @@ struct Layout {
   View view;
 };
 
-// Memory that tensors share one after the other, or that belongs to somebody else.
+// Memory that tensors share one after the other, or that belongs to somebody else. An input may lack it: then the plan
+// is to be looked at, not run.
 struct Buffer {
   size_t bytes = 0;
-  std::byte* outside = nullptr;
+  bool outside = false;       // an input: its elements belong to somebody else
   int first = -1, last = -1;  // steps between which it is in use
   size_t offset = 0;          // in the arena
   std::byte* data = nullptr;
@@ -111,6 +113,9 @@ struct Plan::Parts {
                  const char* kind);
   void plan_memory();
   void prepare();
+  bool has_inputs() const {
+    return std::ranges::all_of(buffers, [](const Buffer& b) { return !b.outside || b.data; });
+  }
   std::byte* at(const Layout& x, Dtype type) const {
     return buffers[size_t(x.buffer)].data + x.view.offset * int64_t(size_of(type));
   }

@@ -396,7 +396,8 @@ void Plan::Parts::plan_gather(int32_t id) {
   step.reads = {table.buffer, ids.buffer};
   step.writes = {out.buffer};
   step.bytes = double(count * columns) * double(size_of(from) + size_of(to));
-  const std::string name = node(base(x.operands[1])).name, table_name = node(base(x.operands[0])).name;
+  const auto name_of = [](const TensorNode& i) { return i.kind == Kind::input ? i.name : std::string(); };
+  const std::string name = name_of(node(base(x.operands[1]))), table_name = name_of(node(base(x.operands[0])));
   step.prepare = [=, this] {
     const std::byte* source = at(table, from);
     std::byte* result = at(out, to);

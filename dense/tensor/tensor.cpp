@@ -229,7 +229,7 @@ Dtype map_type(std::span<const Tensor> operands) {
 }  // namespace
 
 Tensor map_of(std::span<const Tensor> operands, std::shared_ptr<const Formula> formula, Shape space, Keep keep,
-              Dtype dtype) {
+              Dtype dtype, std::string operation) {
   Shape shape = space;
   if (keep == Keep::rows) shape.back() = 1;
   if (keep == Keep::columns) std::fill(shape.begin(), shape.end() - 1, 1);
@@ -239,8 +239,8 @@ Tensor map_of(std::span<const Tensor> operands, std::shared_ptr<const Formula> f
       fail(x.node().name, " ", to_string(x.shape()), ": expected ", name(x.dtype()), " in matmul and gather alone");
     ids.push_back(x.id());
   }
-  return operands[0].graph().append(
-      {Kind::map, dtype, std::move(shape), std::move(ids), Map{std::move(formula), std::move(space), keep}});
+  return operands[0].graph().append({Kind::map, dtype, std::move(shape), std::move(ids),
+                                     Map{std::move(formula), std::move(space), keep}, std::move(operation)});
 }
 
 Tensor map(const char* operation, std::span<const Tensor> operands,
@@ -266,7 +266,7 @@ Tensor map(const char* operation, std::span<const Tensor> operands,
     if (node.op != Op::across) fail(operation, ": expected a sum or maximum over a row");
     recorded->output = {&recorded->tape, recorded->tape.operands(node)[0]};
   }
-  return map_of(operands, std::move(recorded), std::move(space), keep, map_type(operands));
+  return map_of(operands, std::move(recorded), std::move(space), keep, map_type(operands), operation);
 }
 
 Tensor record(Op op, std::span<const Tensor> operands) {
@@ -294,7 +294,7 @@ Tensor cast(Tensor x, Dtype dtype) {
   if (x.dtype() == dtype && x.node().kind == Kind::map) return x;
   auto formula = std::make_shared<Formula>();
   formula->output = formula->tape.input();
-  return map_of(std::span(&x, 1), std::move(formula), x.shape(), Keep::all, dtype);
+  return map_of(std::span(&x, 1), std::move(formula), x.shape(), Keep::all, dtype, "cast");
 }
 
 // ---- reductions

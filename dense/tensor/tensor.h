@@ -108,7 +108,7 @@ struct TensorNode {
   std::vector<int32_t> operands;
   std::variant<std::monostate, View, Map, Place, AttentionOptions, Memory, uint64_t>
       detail;             // uint64_t: a seed; whether a product streams its weights; how many experts; which part
-  std::string name = {};  // of an input
+  std::string name = {};  // of an input; of a map what recorded it, to be shown
   int32_t region = -1;    // of a checkpoint: its values are computed again for the gradient
 };
 

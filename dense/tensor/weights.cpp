@@ -42,6 +42,7 @@ void fill_normal(const Memory& memory, Dtype dtype, const Shape& shape, uint64_t
 
 void Parameters::load(Parameter parameter) {
   loaded_ = true;
+  if (!filled_) parameter.memory = {};
   const std::string name = parameter.name;
   if (!all_.emplace(name, std::move(parameter)).second) fail(name, ": expected one tensor of this name, got two");
 }
@@ -148,13 +149,13 @@ void Parameters::convert(const std::string& name, Dtype type, bool by_row, Threa
   if (is_quantised(type)) {
     const int64_t n = p.shape[by_row ? 0 : 1], k = p.shape[by_row ? 1 : 0];
     p.packed = {(n + strip_rows - 1) / strip_rows, (k + quantised_block - 1) / quantised_block, block_bytes(type)};
-    to = zero_memory(quantised_bytes(type, n, k));
+    if (filled_) to = zero_memory(quantised_bytes(type, n, k));
     try {
-      quantise({p.memory.data, p.dtype, n, k, by_row ? k : 1, by_row ? 1 : n}, type, to.data, threads);
+      if (filled_) quantise({p.memory.data, p.dtype, n, k, by_row ? k : 1, by_row ? 1 : n}, type, to.data, threads);
     } catch (const Error& error) {
       fail(name, ": ", error.what());
     }
-  } else {
+  } else if (filled_) {
     to = zero_memory(size_t(count_of(p.shape)) * size_of(type));
     const auto elements = elements_f32(best_isa());
     const int64_t count = count_of(p.shape), block = 1 << 14;

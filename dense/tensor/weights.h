@@ -39,8 +39,8 @@ struct Parameter {
 // The parameters of one model, in the order of their names.
 class Parameters {
  public:
-  // base: a prefix of names that a checkpoint may lack. Without `filled` new parameters get no memory: a page is
-  // recorded to learn which there are, and initial() makes their values when they are wanted.
+  // base: a prefix of names that a checkpoint may lack. Without `filled` parameters have no memory: a page
+  // is recorded to learn which there are, and initial() makes the values of new ones when they are wanted.
   explicit Parameters(uint64_t seed = 0, std::string base = {}, bool filled = true)
       : seed_(seed), base_(std::move(base)), filled_(filled) {}
   Parameters(const Parameters&) = delete;  // graphs point to the memory
@@ -63,6 +63,7 @@ class Parameters {
   std::vector<const Parameter*> declared() const;
   int64_t count() const;  // of elements, declared ones
   bool loaded() const { return loaded_; }
+  bool filled() const { return filled_; }
   // Has every parameter in f32, to be trained. Throws Error for quantised ones.
   void widen();
   // Has one parameter in another type. To q8 and q4: by_row says whether each of its rows, or else each column, is what

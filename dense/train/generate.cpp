@@ -104,7 +104,10 @@ struct Generator::Recorded {
 Generator::Generator(Model& model, int64_t rows, int64_t capacity)
     : model_(model),
       capacity_(capacity),
-      cache_{rows, model.page().decoder ? std::min(capacity, first_room) : capacity},
+      cache_{
+          .batch = rows,
+          .capacity = model.page().decoder && model.parameters().filled() ? std::min(capacity, first_room) : capacity,
+          .filled = model.parameters().filled()},
       lengths_(size_t(rows), 0),
       logits_(size_t(rows)) {
   if (rows < 1 || capacity < 1) fail("generator: expected one row of one token or more");
@@ -136,8 +139,28 @@ Generator::Recorded& Generator::recorded(int64_t time, bool decodes) {
   return *(recorded_[{time, decodes}] = std::move(r));
 }
 
+// A power of two, so that few plans serve all prompts. It changes no bit.
+int64_t Generator::block() const {
+  return std::min(capacity(), std::max<int64_t>(16, std::bit_floor(uint64_t(std::max<int64_t>(1, 512 / rows())))));
+}
+
+size_t Generator::cache_bytes() const {
+  size_t bytes = 0;
+  for (const KvCache::Entry& entry : cache_.entries) bytes += size_t(count_of(entry.shape)) * sizeof(float);
+  return bytes;
+}
+
 Plan& Generator::decode_plan() { return *recorded(text_time_, true).plan; }
-Plan& Generator::prefill_plan(int64_t tokens) { return *recorded(tokens, false).plan; }
+Plan& Generator::prefill_plan(int64_t tokens) {
+  if (model_.page().decoder) expect_text(tokens);
+  return *recorded(tokens, false).plan;
+}
+
+// What an encoder-decoder has recorded is for texts of one length.
+void Generator::expect_text(int64_t time) {
+  if (time != text_time_) recorded_.clear(), cache_.entries.clear();
+  text_time_ = time;
+}
 
 void Generator::prefill(std::span<const std::span<const int32_t>> tokens) {
   if (int64_t(tokens.size()) != rows()) fail("prefill: expected tokens of ", rows(), " rows, got ", tokens.size());
@@ -152,10 +175,8 @@ void Generator::prefill(std::span<const std::span<const int32_t>> tokens) {
            tokens[row].size());
   }
   if (answers) return see(tokens, int64_t(longest));
-  // Blocks of a power of two, so that few plans serve all prompts. Their size changes no bit.
-  const int64_t most = std::max<int64_t>(16, std::bit_floor(uint64_t(std::max<int64_t>(1, 512 / rows()))));
   for (size_t begin = 0, time = 0; begin < longest; begin += time) {
-    time = std::min(uint64_t(std::min(most, capacity())), std::max<uint64_t>(std::bit_ceil(longest - begin), 2));
+    time = std::min(uint64_t(block()), std::max<uint64_t>(std::bit_ceil(longest - begin), 2));
     time = std::max<size_t>(time, 1);
     Recorded& r = recorded(int64_t(time), false);
     const auto ids = r.ids.data<int32_t>(), starts = r.starts.data<int32_t>();
@@ -183,8 +204,7 @@ void Generator::prefill(std::span<const std::span<const int32_t>> tokens) {
 void Generator::see(std::span<const std::span<const int32_t>> tokens, int64_t longest) {
   if (std::ranges::any_of(lengths_, [](int32_t length) { return length > 0; }))
     fail("prefill: expected no tokens before, since ", model_.page().model_type, " sees a text at once");
-  if (longest != text_time_) recorded_.clear(), cache_.entries.clear();
-  text_time_ = longest;
+  expect_text(longest);
   Recorded &seen = recorded(longest, false), &next = recorded(longest, true);
   for (size_t row = 0; row < tokens.size(); ++row) {
     const auto ids = seen.ids.data<int32_t>().subspan(row * size_t(longest), size_t(longest));

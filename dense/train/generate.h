@@ -54,6 +54,8 @@ class Generator {
 
   int64_t rows() const { return cache_.batch; }
   int64_t capacity() const { return capacity_; }
+  int64_t block() const;       // the most tokens of a row that prefill has at once
+  size_t cache_bytes() const;  // of keys and values, once there is a plan
   // Of step, and of prefill with blocks of so many tokens: for their profiles.
   Plan& decode_plan();
   Plan& prefill_plan(int64_t tokens);
@@ -61,6 +63,7 @@ class Generator {
  private:
   struct Recorded;
   Recorded& recorded(int64_t time, bool decodes);
+  void expect_text(int64_t time);
   void see(std::span<const std::span<const int32_t>> tokens, int64_t longest);
   void grow();
 

@@ -90,8 +90,8 @@ void write_old_config(const Page& page, const std::filesystem::path& folder, con
 
 Model::~Model() = default;
 
-Model::Model(Page page, int threads, uint64_t seed)
-    : page_(std::move(page)), parameters_(seed, page_.base), threads_(make_threads(threads)) {
+Model::Model(Page page, int threads, uint64_t seed, bool filled)
+    : page_(std::move(page)), parameters_(seed, page_.base, filled), threads_(make_threads(threads)) {
   declare();
 }
 
@@ -103,8 +103,8 @@ void Model::declare() {
   vocabulary_ = record(inputs)->logits.size(-1);
 }
 
-Model::Model(Page page, const std::filesystem::path& folder, int threads, const Warn& warn)
-    : page_(std::move(page)), parameters_(0, page_.base), folder_(folder), threads_(make_threads(threads)) {
+Model::Model(Page page, const std::filesystem::path& folder, int threads, const Warn& warn, bool filled)
+    : page_(std::move(page)), parameters_(0, page_.base, filled), folder_(folder), threads_(make_threads(threads)) {
   set_fields(folder / "config.json", page_.fields, page_.inert, warn);
   for (auto& [name, tensor] : read_safetensors(folder)) {
     const bool known = is_quantised(quantised_type(tensor)) || tensor.dtype == "F32" || tensor.dtype == "BF16" ||
@@ -264,7 +264,7 @@ float Model::loss(const Inputs& inputs) {
   return evaluation_->plan->get<float>(evaluation_->loss)[0];
 }
 
-float Model::step(const Inputs& inputs, const Training& training) {
+Plan& Model::plan_step(const Inputs& inputs, const Training& training) {
   if (!inputs.scored()) fail("step: expected labels");
   const auto same = std::ranges::find_if(trainings_, [&](const auto& t) {
     return t->fits(inputs) && t->graph.matmul_type == training.matmul_type && bool(t->key) == training.dropout &&
@@ -288,7 +288,8 @@ float Model::step(const Inputs& inputs, const Training& training) {
     for (size_t i = 0; i < parameters.size(); ++i) {
       const Tensor p = parameters[i];
       auto& moments = moments_[p.node().name];
-      if (!moments.first.data) moments = {zero_memory(size_t(p.count()) * 4), zero_memory(size_t(p.count()) * 4)};
+      if (!moments.first.data && parameters_.filled())
+        moments = {zero_memory(size_t(p.count()) * 4), zero_memory(size_t(p.count()) * 4)};
       const Tensor m = graph.external(p.shape(), Dtype::f32, moments.first, p.node().name + ".m");
       const Tensor v = graph.external(p.shape(), Dtype::f32, moments.second, p.node().name + ".v");
       AdamW options = training.optimizer.adamw;
@@ -301,6 +302,11 @@ float Model::step(const Inputs& inputs, const Training& training) {
     r->plan = std::make_unique<Plan>(outputs, arena_);
     trainings_.insert(trainings_.begin(), std::move(r));
   }
+  return *trainings_[0]->plan;
+}
+
+float Model::step(const Inputs& inputs, const Training& training) {
+  plan_step(inputs, training);
   Recorded& r = *trainings_[0];
   set_inputs(r, inputs);
   if (std::ranges::all_of(r.targets.data<int32_t>(), [](int32_t t) { return t == -100; }))

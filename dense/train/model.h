@@ -72,10 +72,10 @@ struct Optimizer {
 
 class Model {
  public:
-  // With new weights.
-  Model(Page page, int threads = 0, uint64_t seed = 0);
+  // With new weights. One that is not `filled` has none: it plans what it cannot run, and takes no memory.
+  explicit Model(Page page, int threads = 0, uint64_t seed = 0, bool filled = true);
   // From a folder as Hugging Face has it: its config.json and weights. Throws Error for anything that does not fit.
-  Model(Page page, const std::filesystem::path& folder, int threads = 0, const Warn& warn = {});
+  Model(Page page, const std::filesystem::path& folder, int threads = 0, const Warn& warn = {}, bool filled = true);
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
   ~Model();
@@ -111,6 +111,8 @@ class Model {
     bool dropout = false;
   };
   float step(const Inputs& inputs, const Training& training);
+  // The plan of such a step, of which no number counts but the shapes.
+  Plan& plan_step(const Inputs& inputs, const Training& training);
   // The plan of the last step's shape, for its profile. Throws Error before the first step.
   Plan& training_plan();
 
