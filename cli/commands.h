@@ -17,6 +17,7 @@ int microgpt_command(const Call& call);        // cli/microgpt.cpp
 int init_command(const Call& call);            // cli/init.cpp
 int train_command(const Call& call);           // cli/train.cpp
 int forward_command(const Call& call);         // cli/forward.cpp
+int show_command(const Call& call);            // cli/show.cpp
 int generate_command(const Call& call);        // cli/generate.cpp
 int eval_command(const Call& call);            // cli/eval.cpp
 int quantize_command(const Call& call);        // cli/quantize.cpp
