@@ -13,11 +13,12 @@ namespace dense::cli {
 namespace {
 
 struct Config {
-  bool grads = false, profile = false;
+  bool grads = false, float64 = false, profile = false;
   int threads = 0;
 
   void fields(auto&& f) {
     f("grads", grads, "gradients of the loss, too");
+    f("float64", float64, "compute in float64, slowly, and write that: what rounding to float32 is measured by");
     f("profile", profile, "at the end say how long each kernel took");
     f("threads", threads, "0: as many as the machine has", 0);
   }
@@ -91,13 +92,16 @@ int forward_command(const Call& call) {
            ": expected input_ids, attention_mask, token_type_ids, decoder_input_ids and labels alone");
 
   Model model(page, folder, config.threads, [](const std::string& line) { say("{}\n", line); });
+  const Model::Inputs all{shape[0], shape[1], ids, labels, lengths, {}, types, decoder_ids};
+  const auto write = [&](auto results, const char* dtype) {
+    std::vector<StoredTensor> outputs;
+    for (auto& [name, result] : results)
+      outputs.push_back({name, dtype, result.shape, std::as_writable_bytes(std::span(result.values)), nullptr, {}});
+    write_safetensors(outputs_path, outputs);
+  };
   std::string profile;
-  std::map<std::string, Model::Result> results =
-      model.run({shape[0], shape[1], ids, labels, lengths, {}, types, decoder_ids}, config.grads, &profile);
-  std::vector<StoredTensor> outputs;
-  for (auto& [name, result] : results)
-    outputs.push_back({name, "F32", result.shape, std::as_writable_bytes(std::span(result.values)), nullptr, {}});
-  write_safetensors(outputs_path, outputs);
+  if (config.float64) write(model.run_float64(all, config.grads, &profile), "F64");
+  else write(model.run(all, config.grads, &profile), "F32");
   if (config.profile) say("{}", profile);
   return 0;
 }

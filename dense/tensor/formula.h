@@ -28,6 +28,9 @@ Tensor map_of(std::span<const Tensor> operands, std::shared_ptr<const Formula> f
 // Whether strides are those of elements side by side in order.
 bool is_row_major(const Shape& shape, const Shape& strides);
 
+// Whether what is computed from x is computed in f64.
+inline bool is_wide(Tensor x) { return x.dtype() == Dtype::f64 || x.graph().wide; }
+
 // x with its elements side by side in order.
 Tensor contiguous(Tensor x);
 

@@ -118,7 +118,7 @@ class Sweep {
     }
     std::vector<Tensor> result;
     for (Tensor x : xs) {
-      const Dtype type = x.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+      const Dtype type = is_wide(x) ? Dtype::f64 : Dtype::f32;
       result.push_back(found[size_t(x.id())] ? found[size_t(x.id())] : zeros(graph_, x.shape(), type));
     }
     return result;
@@ -206,7 +206,7 @@ class Sweep {
 
   // A gradient is f32 but for tensors in f64.
   void add(int32_t operand, Tensor d) {
-    const Dtype type = graph_.node(operand).dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+    const Dtype type = is_wide(at(operand)) ? Dtype::f64 : Dtype::f32;
     terms_[size_t(operand)].whole.push_back(d.dtype() == type ? d : cast(d, type));
   }
   bool needs(int32_t operand) const { return needs_[size_t(operand)]; }
@@ -327,7 +327,7 @@ class Sweep {
     bool column = !row && count_of(map.space) > int64_t(columns);
     for (size_t i = 0; i + 1 < shape.size(); ++i) column = column && shape[i] == 1;
     const Keep keep = row ? Keep::rows : column ? Keep::columns : Keep::all;
-    const Dtype type = at(node.operands[k]).dtype() == Dtype::f64 || d.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+    const Dtype type = is_wide(at(node.operands[k])) || is_wide(d) ? Dtype::f64 : Dtype::f32;
     // dy itself, where the derivative is 1
     if (keep == Keep::all && read.size() == 1 && reads.back() && d.shape() == map.space && d.dtype() == type &&
         formula->output.tape() && formula->output.id() == inputs.back().id())

@@ -222,8 +222,7 @@ Tensor Graph::random(Shape shape, uint64_t seed, Tensor key) {
 namespace {
 
 Dtype map_type(std::span<const Tensor> operands) {
-  const bool wide = std::ranges::any_of(operands, [](Tensor x) { return x.dtype() == Dtype::f64; });
-  return wide ? Dtype::f64 : Dtype::f32;
+  return std::ranges::any_of(operands, is_wide) ? Dtype::f64 : Dtype::f32;
 }
 
 }  // namespace
@@ -540,10 +539,7 @@ bool is_streamed(Tensor b, Dtype type) {
   return is_quantised(b.dtype()) || (is_weight(b) && type == Dtype::f32 && b.graph().streams_weights);
 }
 
-Dtype product_type(Tensor a, Tensor b) {
-  const bool wide = a.dtype() == Dtype::f64 || b.dtype() == Dtype::f64;
-  return wide ? Dtype::f64 : a.graph().matmul_type;
-}
+Dtype product_type(Tensor a, Tensor b) { return is_wide(a) || is_wide(b) ? Dtype::f64 : a.graph().matmul_type; }
 
 }  // namespace
 
@@ -605,7 +601,7 @@ Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor 
   }
   options.has_lengths = bool(lengths);
   options.has_starts = bool(starts);
-  const Dtype type = q.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  const Dtype type = is_wide(q) ? Dtype::f64 : Dtype::f32;
   for (size_t i = 0; i < 3; ++i)  // rows of heads are read as they lie
     operands[i] = in_rows({&graph, operands[i]}, type).id();
   options.has_cache = bool(cache.keys);

@@ -180,6 +180,8 @@ class Graph {
 
   // The type that matmul computes in, for operands in f32: bf16 rounds them first and keeps sums in f32.
   Dtype matmul_type = Dtype::f32;
+  // For checks: what is recorded from now on computes in f64, gradients included, whatever its operands are stored in.
+  bool wide = false;
   // For few rows: matmuls recorded from now on read weights as they lie in memory, in one stream (see matvec.h).
   bool streams_weights = false;
   int32_t region = -1, regions = 0;  // see checkpoint

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 
 #include "dense/io/files.h"
 #include "dense/io/json.h"
@@ -184,11 +185,12 @@ void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
   if (r.lengths) r.lengths.set(inputs.lengths);
 }
 
-std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmul_type, bool dropout) {
+std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmul_type, bool dropout, bool wide) {
   if (inputs.batch < 1 || inputs.time < 1) fail("input_ids: expected a batch of one token or more");
   auto r = std::make_unique<Recorded>(threads_);
   Graph& graph = r->graph;
   graph.matmul_type = matmul_type;
+  graph.wide = wide;
   const Shape shape{inputs.batch, inputs.time};
   r->ids = graph.input(shape, Dtype::i32, "input_ids");
   if (page_.decoder) {
@@ -213,8 +215,18 @@ std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmu
 }
 
 std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradients, std::string* profile) {
+  return results<float>(inputs, gradients, profile);
+}
+
+std::map<std::string, Model::ResultOf<double>> Model::run_float64(const Inputs& inputs, bool gradients,
+                                                                  std::string* profile) {
+  return results<double>(inputs, gradients, profile);
+}
+
+template <class T>
+std::map<std::string, Model::ResultOf<T>> Model::results(const Inputs& inputs, bool gradients, std::string* profile) {
   if (gradients && !inputs.scored()) fail("gradients: expected labels");
-  const auto r = record(inputs);
+  const auto r = record(inputs, Dtype::f32, false, std::same_as<T, double>);
   set_inputs(*r, inputs);
   std::map<std::string, Tensor> wanted = r->context.kept;
   wanted["logits"] = r->logits;
@@ -231,17 +243,17 @@ std::map<std::string, Model::Result> Model::run(const Inputs& inputs, bool gradi
   plan.profile(profile);
   plan.run();
   if (profile) *profile = plan.summary();
-  std::map<std::string, Result> results;
+  std::map<std::string, ResultOf<T>> results;
   for (const auto& [name, x] : wanted) {
-    const auto values = plan.get<float>(x);
+    const auto values = plan.get<T>(x);
     results[name] = {x.shape(), {values.begin(), values.end()}};
   }
   for (const std::string& name : page_.unreached)
     if (const auto found = parameters_.all().find(name);
         gradients && found != parameters_.all().end() && !found->second.declared)
-      results["grad." + name] = {found->second.shape, std::vector<float>(size_t(count_of(found->second.shape)))};
+      results["grad." + name] = {found->second.shape, std::vector<T>(size_t(count_of(found->second.shape)))};
   // A NaN in a result is in the weights more often than in the arithmetic: say where.
-  if (std::ranges::any_of(results["logits"].values, [](float v) { return std::isnan(v); })) {
+  if (std::ranges::any_of(results["logits"].values, [](T v) { return std::isnan(v); })) {
     for (const auto& [name, x] : r->graph.parameters()) {
       if (is_quantised(x.dtype())) continue;  // they were finite
       const std::vector<float> values = x.value();

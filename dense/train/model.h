@@ -93,13 +93,18 @@ class Model {
       return int64_t(std::max({decoder_ids.size(), labels.size(), targets.size()})) / batch;
     }
   };
-  struct Result {
+  template <class T>
+  struct ResultOf {
     Shape shape;
-    std::vector<float> values;
+    std::vector<T> values;
   };
+  using Result = ResultOf<float>;
   // By name: "logits", what the page keeps, "loss" if there are targets, and "grad." + the name of each parameter. A
   // profile is what the plan says of its kernels and their times.
   std::map<std::string, Result> run(const Inputs& inputs, bool gradients, std::string* profile = nullptr);
+  // The same, all of it in float64 but for the weights, which are as stored: how far rounding takes run from it.
+  std::map<std::string, ResultOf<double>> run_float64(const Inputs& inputs, bool gradients,
+                                                      std::string* profile = nullptr);
   // The loss alone. The plan of the last shape is kept.
   float loss(const Inputs& inputs);
 
@@ -138,7 +143,10 @@ class Model {
     double share;  // of its bytes that a token reads on average: of experts only some are chosen
   };
   std::map<std::string, Multiplier> multipliers();
-  std::unique_ptr<Recorded> record(const Inputs& inputs, Dtype matmul_type = Dtype::f32, bool dropout = false);
+  std::unique_ptr<Recorded> record(const Inputs& inputs, Dtype matmul_type = Dtype::f32, bool dropout = false,
+                                   bool wide = false);
+  template <class T>
+  std::map<std::string, ResultOf<T>> results(const Inputs& inputs, bool gradients, std::string* profile);
   void set_inputs(Recorded& r, const Inputs& inputs) const;
 
   Page page_;
