@@ -54,6 +54,8 @@ int layer(const std::string& path) {
 
 // Why `path` may not include the file `target` of this repository; empty where it may.
 std::string objection(const Tree& tree, const std::string& path, const std::string& target) {
+  const std::string beside = path.substr(0, path.rfind('/') + 1) + target;
+  if (is_in(path, "examples/") && tree.contains(beside)) return "";
   if (!tree.contains(target)) return "no such file";
   if (is_in(path, "models/")) return target == "dense/dense.h" ? "" : "a model page includes dense/dense.h alone";
   if (is_in(path, "examples/")) {
