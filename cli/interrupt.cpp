@@ -10,14 +10,13 @@ volatile std::sig_atomic_t received = 0;
 
 void remember(int signal) {
   received = signal;
-  std::signal(SIGINT, SIG_DFL);
-  std::signal(SIGTERM, SIG_DFL);
+  for (int each : {SIGINT, SIGTERM, SIGUSR1}) std::signal(each, SIG_DFL);
 }
 
 }  // namespace
 
 void catch_stop_signals() {
-  for (int signal : {SIGINT, SIGTERM}) {
+  for (int signal : {SIGINT, SIGTERM, SIGUSR1}) {
     struct sigaction current {};
     sigaction(signal, nullptr, &current);
     if (current.sa_handler == SIG_IGN) continue;  // as nohup and shells do for work in the background

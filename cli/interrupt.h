@@ -1,4 +1,4 @@
-// Ctrl-C, politely: the first SIGINT or SIGTERM asks the program to finish what it does and stop; a second one kills
+// Ctrl-C, politely: the first SIGINT, SIGTERM or SIGUSR1 (before a batch system takes the machine away) asks the program to finish what it does and stop; a second one kills
 // it.
 #pragma once
 

@@ -34,6 +34,7 @@ constexpr Command commands[] = {
     {"quantize", "write a model's folder again, in 8 or 4 bits", quantize_command},
     {"forward", "run a Hugging Face model on given tokens: logits, loss, gradients", forward_command},
     {"tokenize", "turn text into the ids of a Hugging Face tokenizer, and back", tokenize_command},
+    {"tokens", "write a text as tokens, to be trained on", tokens_command},
     {"copies", "hold copies between pages equal: check, fix, diff, list", copies_command},
     {"bench microgpt", "how fast microgpt trains", bench_microgpt_command},
     {"bench train", "how fast GPT-2 trains, beside oneDNN's matmul", bench_train_command},

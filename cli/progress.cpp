@@ -8,13 +8,13 @@
 
 namespace dense::cli {
 
-Progress::Progress(int steps, std::string unit)
-    : terminal_(isatty(STDERR_FILENO)), steps_(steps), unit_(std::move(unit)) {}
+Progress::Progress(int steps, std::string unit, int before)
+    : terminal_(isatty(STDERR_FILENO)), steps_(steps), unit_(std::move(unit)), before_(before) {}
 
 void Progress::step(int step, double loss) {
   step_ = step;
   loss_ = loss;
-  mean_ += (loss - mean_) * std::max(0.02, 1.0 / step);
+  mean_ += (loss - mean_) * std::max(0.02, 1.0 / (step - before_));
   if (terminal_) {
     if (const auto now = Clock::now(); now >= next_draw_) {
       draw();
@@ -28,14 +28,14 @@ void Progress::step(int step, double loss) {
 
 void Progress::finish() {
   clear();
-  if (step_ == 0) return;
+  if (step_ == before_) return;
   say("trained {} of {} steps in {:.2f} s, {}; loss {:.4f}, mean {:.4f}\n", with_commas(step_), with_commas(steps_),
       seconds(), rate(), loss_, mean_);
 }
 
 void Progress::draw() {
   drawn_ = true;
-  const auto left = std::llround(seconds() / step_ * (steps_ - step_));
+  const auto left = std::llround(seconds() / (step_ - before_) * (steps_ - step_));
   const std::string text = fmt::format("{}/{}  loss {:.4f}, mean {:.4f}  {}  {}:{:02} left", step_, steps_, loss_,
                                        mean_, rate(), left / 60, left % 60);
   winsize window{};
@@ -53,7 +53,7 @@ void Progress::clear() {
 }
 
 std::string Progress::rate() const {
-  const double speed = step_ / std::max(seconds(), 1e-9);
+  const double speed = (step_ - before_) / std::max(seconds(), 1e-9);
   return (speed < 10 ? fmt::format("{:.2f}", speed) : with_commas(static_cast<int64_t>(speed))) + " " + unit_ + "/s";
 }
 

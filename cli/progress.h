@@ -14,7 +14,8 @@ namespace dense::cli {
 
 class Progress {
  public:
-  explicit Progress(int steps, std::string unit = "steps");
+  // `before`: steps that were taken earlier.
+  explicit Progress(int steps, std::string unit = "steps", int before = 0);
   ~Progress() { clear(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -33,7 +34,8 @@ class Progress {
   const int steps_;
   const std::string unit_;
   bool drawn_ = false;  // a bar is on the screen
-  int step_ = 0;
+  const int before_;
+  int step_ = before_;
   double loss_ = 0, mean_ = 0;  // mean: of about the last 50 losses, later ones weigh more
   Clock::time_point start_ = Clock::now(), next_draw_ = start_;
 };

@@ -285,76 +285,10 @@ TEST_F(Cli, CtrlCEndsTrainingAndKeepsWhatWasDone) {
   }
 }
 
-// A page on tensors, small.
-const Args small_model = {"train", "--data",          "names.txt", "--batch",        "4",  "--time",
-                          "8",     "--model.n_layer", "1",         "--model.n_embd", "16", "--optimizer.lr",
-                          "0.01"};
-
-TEST_F(Cli, TrainingAPageLearnsAndLeavesAFolderLikeHuggingFaces) {
-  for (const Args& more : {Args{}, {"--precision", "bf16"}, {"--model_type", "microgpt"}}) {
-    const Outcome outcome = run(small_model + Args{"--steps", "60", "--out", "m"} + more);
-    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
-    EXPECT_EQ(outcome.out, "");
-    std::vector<double> losses;
-    for (const std::string& line : lines(outcome.err))
-      if (line.starts_with("step ")) losses.push_back(std::stod(line.substr(line.find("loss ") + 5)));
-    ASSERT_EQ(losses.size(), 10u) << outcome.err;
-    EXPECT_LT(losses.back(), losses.front() - 1) << outcome.err;
-    EXPECT_EQ(nlohmann::json::parse(contents(folder / "m/config.json"))["vocab_size"], 256);
-    EXPECT_GT(fs::file_size(folder / "m/model.safetensors"), 20'000u);
-    const std::string weights = contents(folder / "m/model.safetensors");
-    ASSERT_EQ(run(small_model + Args{"--steps", "60", "--out", "m"} + more + Args{"--threads", "1"}).exit_code, 0);
-    EXPECT_TRUE(contents(folder / "m/model.safetensors") == weights) << "other bits with one thread";
-  }
-}
-
-TEST_F(Cli, EveryPageIsSmallEnoughToBeTriedAtOnce) {
-  for (const dense::Page& page : dense::cli::pages()) {
-    const Args call = {"train", "--model_type", page.model_type, "--data", "names.txt", "--time", "8", "--batch", "2"};
-    const Outcome outcome = run(call + Args{"--steps", "2"});
-    if (!page.causal) {
-      EXPECT_EQ(outcome.exit_code, 2) << outcome.err;
-      EXPECT_TRUE(contains(outcome.err, "--model_type: expected a model that continues texts, got ")) << outcome.err;
-      continue;
-    }
-    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
-    EXPECT_TRUE(contains(outcome.err, "trained 2 of 2 steps")) << outcome.err;
-  }
-}
-
-TEST_F(Cli, CtrlCEndsTheTrainingOfAPageAndSavesIt) {
-  Process process(folder, small_model + Args{"--steps", "2000000000", "--out", "m"});
-  while (!contains(process.err(), "first step")) std::this_thread::sleep_for(1ms);
-  process.send(SIGINT);
-  EXPECT_EQ(process.wait(), 130);
-  EXPECT_TRUE(contains(process.err(), "saved m")) << process.err();
-  EXPECT_TRUE(fs::exists(folder / "m/config.json") && fs::exists(folder / "m/model.safetensors"));
-}
-
 std::string one_of_the_pages() {
   std::string names;
   for (const dense::Page& page : dense::cli::pages()) names += (names.empty() ? "" : ", ") + page.model_type;
   return "expected one of " + names;
-}
-
-TEST_F(Cli, RefusesToTrainAPageOnWhatDoesNotFit) {
-  const std::pair<Args, std::string> cases[] = {
-      {{"--precision", "f16"}, "--precision: expected f32 or bf16, got f16"},
-      {{"--model.n_heads", "2"}, "unknown flag --model.n_heads; did you mean --model.n_head?"},
-      {{"--model.n_layer", "0"}, "--model.n_layer: expected 1 or more, got 0"},
-      {{"--model.n_head", "3"}, "gpt2: n_head: expected a divisor of n_embd = 128, got 3"},
-      {{"--model.activation_function", "gelo"}, "activation: expected one of gelu, "},
-      {{"--model.tie_word_embeddings", "yes"}, "--model.tie_word_embeddings: expected true or false, got \"yes\""},
-      {{"--model_type", "gpt3"}, "model_type: " + one_of_the_pages() + ", got gpt3"},
-      {{"--data", "none.txt"}, "none.txt"},
-      {{"--time", "1000"}, "--data: expected 1000 bytes or more, got "},
-      {{"--out", "names.txt"}, "--out: names.txt: expected a folder"},
-  };
-  for (const auto& [args, says] : cases)
-    expect_refused(Args{"train"} + (args[0] == "--data" ? args
-                                                        : args + Args{"--data", "names.txt", "--steps", "1"} +
-                                                              (args[0] == "--time" ? Args{} : Args{"--time", "8"})),
-                   says, "dense train");
 }
 
 // ---- dense init

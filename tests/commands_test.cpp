@@ -30,8 +30,11 @@ class Commands : public InFolder {
   void train(const Args& flags, const std::string& to = "m") {
     const Args size = {"--model.n_layer", "2", "--model.n_embd",      "32",
                        "--model.n_head",  "2", "--model.n_positions", "64"};
-    const Outcome outcome = run(Args{"train", "--out", to} + size + flags);
+    const Outcome outcome = run(Args{"train", "--out", to + "-run"} + size + flags);
     ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    fs::remove_all(folder / to);
+    fs::rename(folder / (to + "-run") / "model", folder / to);
+    fs::remove_all(folder / (to + "-run"));
   }
   Outcome generate(const Args& flags, const Process::Options& options = {}) {
     return run(Args{"generate", "m"} + flags, options);
@@ -447,7 +450,7 @@ TEST_F(Commands, FewerBitsPredictATextNearlyAsWell) {
   for (int i = 0; i < 40; ++i)
     text += "the small cat sat on the red mat; number " + std::to_string(i * i) + " is next.\n";
   write("t.txt", text);
-  train({"--data", "t.txt", "--steps", "150", "--batch", "4", "--time", "32", "--optimizer.lr", "0.005"}, "n");
+  train({"--data.path", "t.txt", "--steps", "150", "--batch", "4", "--time", "32", "--optimizer.lr", "0.005"}, "n");
   const auto perplexity = [&](const char* type) {
     return objects({"eval", "n", "--data", "t.txt", "--dtype", type}).at(0)["perplexity"].get<double>();
   };

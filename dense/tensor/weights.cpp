@@ -135,6 +135,17 @@ int64_t Parameters::count() const {
   return total;
 }
 
+void Parameters::forget_copies() {
+  if (!filled_) return;
+  std::erase_if(all_, [&](const auto& entry) {
+    const Parameter& p = entry.second;
+    return !p.declared && std::ranges::any_of(all_, [&](const auto& other) {
+      const Parameter& q = other.second;
+      return q.declared && q.dtype == p.dtype && q.shape == p.shape && std::ranges::equal(q.bytes(), p.bytes());
+    });
+  });
+}
+
 void Parameters::widen() {
   const auto threads = make_threads(1);
   for (auto& [name, parameter] : all_)

@@ -64,6 +64,9 @@ class Parameters {
   int64_t count() const;  // of elements, declared ones
   bool loaded() const { return loaded_; }
   bool filled() const { return filled_; }
+  // Drops tensors of the checkpoint that no page has declared and that are copies of declared ones: older files hold
+  // tied weights twice, and the second one would not be trained.
+  void forget_copies();
   // Has every parameter in f32, to be trained. Throws Error for quantised ones.
   void widen();
   // Has one parameter in another type. To q8 and q4: by_row says whether each of its rows, or else each column, is what

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <cstring>
 
 #include "dense/io/files.h"
 #include "dense/io/json.h"
@@ -16,7 +17,9 @@ namespace dense {
 struct Model::Recorded {
   Graph graph;
   Tensor ids, decoder_ids, types, targets, lengths, key, logits, loss;
-  Tensor lr, rate, scale;
+  Tensor lr, rate, scale, places, norm;
+  std::vector<Tensor> gradients;  // of training in parts, in the order of the parameters' names
+  bool in_parts = false;
   Context context;
   Optimizer optimizer;
   std::unique_ptr<Plan> plan;
@@ -79,9 +82,9 @@ void write_new_config(const Page& page, const std::filesystem::path& folder, Dty
 }
 
 // What the folder that a model was read from says, with what the weights have become.
-void write_old_config(const Page& page, const std::filesystem::path& folder, const std::filesystem::path& original,
+void write_old_config(const Page& page, const std::filesystem::path& folder, const Json& original,
                       std::optional<Dtype> dtype) {
-  Json root = with_fields(read_object(original), original.string(), page.fields, page.model_type);
+  Json root = with_fields(original, "config.json", page.fields, page.model_type);
   for (const char* key : {"torch_dtype", "dtype"})
     if (Json* type = root.find(key); type && dtype) *type = {Json::string, key, torch_names[int(*dtype)]};
   write_file(folder / "config.json", to_text(root, 2) + "\n");
@@ -105,8 +108,9 @@ void Model::declare() {
 }
 
 Model::Model(Page page, const std::filesystem::path& folder, int threads, const Warn& warn, bool filled)
-    : page_(std::move(page)), parameters_(0, page_.base, filled), folder_(folder), threads_(make_threads(threads)) {
-  set_fields(folder / "config.json", page_.fields, page_.inert, warn);
+    : page_(std::move(page)), parameters_(0, page_.base, filled), threads_(make_threads(threads)) {
+  original_ = std::make_shared<const Json>(read_object(folder / "config.json"));
+  set_fields(*original_, (folder / "config.json").string(), page_.fields, page_.inert, warn);
   for (auto& [name, tensor] : read_safetensors(folder)) {
     const bool known = is_quantised(quantised_type(tensor)) || tensor.dtype == "F32" || tensor.dtype == "BF16" ||
                        tensor.dtype == "F16";
@@ -276,60 +280,206 @@ float Model::loss(const Inputs& inputs) {
   return evaluation_->plan->get<float>(evaluation_->loss)[0];
 }
 
-Plan& Model::plan_step(const Inputs& inputs, const Training& training) {
+std::pair<Memory, Memory>& Model::moments(const std::string& name, const Shape& shape) {
+  auto& moments = moments_[name];
+  const size_t bytes = size_t(count_of(shape)) * sizeof(float);
+  if (!moments.first.data && parameters_.filled()) moments = {zero_memory(bytes), zero_memory(bytes)};
+  return moments;
+}
+
+// The end of a step, appended to r's graph: AdamW on every parameter, given their gradients in the order of their names.
+std::vector<Tensor> Model::record_update(Recorded& r, std::span<const Tensor> gradients) {
+  Graph& graph = r.graph;
+  const Optimizer& optimizer = r.optimizer;
+  r.lr = graph.input({}, Dtype::f32, "lr");
+  r.rate = graph.input({}, Dtype::f32, "rate");
+  r.scale = graph.input({}, Dtype::f32, "scale");
+  std::vector<Tensor> outputs;
+  Tensor shorter;
+  if (optimizer.norm || optimizer.clip > 0) {
+    Tensor squares;
+    for (Tensor g : gradients) squares = squares ? squares + sum(g * g) : sum(g * g);
+    outputs.push_back(r.norm = sqrt(squares));
+    if (optimizer.clip > 0) shorter = min(optimizer.clip / (r.norm + 1e-6), 1.0);
+  }
+  for (size_t i = 0; const auto& [name, p] : graph.parameters()) {
+    const Tensor g = shorter ? gradients[i] * shorter : gradients[i];
+    const auto& [m_memory, v_memory] = moments(name, p.shape());
+    const Tensor m = graph.external(p.shape(), Dtype::f32, m_memory, name + ".m");
+    const Tensor v = graph.external(p.shape(), Dtype::f32, v_memory, name + ".v");
+    AdamW options = optimizer.adamw;
+    if (p.rank() < 2 && !optimizer.decay_vectors) options.weight_decay = 0;
+    const auto next = adamw(p, g, m, v, r.lr, r.rate, r.scale, options);
+    outputs.insert(outputs.end(), {assign(p, next[0]), assign(m, next[1]), assign(v, next[2])});
+    ++i;
+  }
+  return outputs;
+}
+
+// A whole step as one plan, or of one of its parts the sum of losses and its gradient.
+Model::Recorded& Model::recorded_training(const Inputs& inputs, const Training& training, bool in_parts) {
   if (!inputs.scored()) fail("step: expected labels");
   const auto same = std::ranges::find_if(trainings_, [&](const auto& t) {
     return t->fits(inputs) && t->graph.matmul_type == training.matmul_type && bool(t->key) == training.dropout &&
-           t->optimizer == training.optimizer;
+           t->optimizer == training.optimizer && t->in_parts == in_parts;
   });
   if (same != trainings_.end()) {
     std::rotate(trainings_.begin(), same, same + 1);
-  } else {
-    if (trainings_.size() == most_shapes) trainings_.pop_back();
-    parameters_.widen();
-    evaluation_.reset();  // it may have what was widened
-    auto r = record(inputs, training.matmul_type, training.dropout);
-    r->optimizer = training.optimizer;
-    Graph& graph = r->graph;
-    r->lr = graph.input({}, Dtype::f32, "lr");
-    r->rate = graph.input({}, Dtype::f32, "rate");
-    r->scale = graph.input({}, Dtype::f32, "scale");
-    std::vector<Tensor> parameters, outputs{r->loss};
-    for (const auto& [name, x] : graph.parameters()) parameters.push_back(x);
-    const std::vector<Tensor> d = grad(r->loss, parameters);
-    for (size_t i = 0; i < parameters.size(); ++i) {
-      const Tensor p = parameters[i];
-      auto& moments = moments_[p.node().name];
-      if (!moments.first.data && parameters_.filled())
-        moments = {zero_memory(size_t(p.count()) * 4), zero_memory(size_t(p.count()) * 4)};
-      const Tensor m = graph.external(p.shape(), Dtype::f32, moments.first, p.node().name + ".m");
-      const Tensor v = graph.external(p.shape(), Dtype::f32, moments.second, p.node().name + ".v");
-      AdamW options = training.optimizer.adamw;
-      if (p.rank() < 2 && !training.optimizer.decay_vectors) options.weight_decay = 0;
-      const auto next = adamw(p, d[i], m, v, r->lr, r->rate, r->scale, options);
-      outputs.push_back(assign(p, next[0]));
-      outputs.push_back(assign(m, next[1]));
-      outputs.push_back(assign(v, next[2]));
-    }
-    r->plan = std::make_unique<Plan>(outputs, arena_);
-    trainings_.insert(trainings_.begin(), std::move(r));
+    return *trainings_[0];
   }
-  return *trainings_[0]->plan;
+  if (trainings_.size() == most_shapes) trainings_.pop_back();
+  parameters_.forget_copies();
+  parameters_.widen();
+  evaluation_.reset();  // it may have what was widened
+  auto r = record(inputs, training.matmul_type, training.dropout);
+  r->optimizer = training.optimizer;
+  r->in_parts = in_parts;
+  if (in_parts) r->loss = r->loss * (r->places = r->graph.input({}, Dtype::f32, "places"));
+  std::vector<Tensor> parameters, outputs{r->loss};
+  for (const auto& [name, x] : r->graph.parameters()) parameters.push_back(x);
+  r->gradients = grad(r->loss, parameters);
+  const std::vector<Tensor> rest = in_parts ? r->gradients : record_update(*r, r->gradients);
+  outputs.insert(outputs.end(), rest.begin(), rest.end());
+  r->plan = std::make_unique<Plan>(outputs, arena_);
+  trainings_.insert(trainings_.begin(), std::move(r));
+  return *trainings_[0];
 }
 
-float Model::step(const Inputs& inputs, const Training& training) {
-  plan_step(inputs, training);
-  Recorded& r = *trainings_[0];
-  set_inputs(r, inputs);
-  if (std::ranges::all_of(r.targets.data<int32_t>(), [](int32_t t) { return t == -100; }))
-    fail("step: expected labels other than -100");  // the loss would be NaN, and then every weight
-  ++steps_;
-  if (r.key) r.key.set({int32_t(steps_), int32_t(steps_ >> 31)});
-  r.lr.set({float(training.lr)});
-  r.rate.set({float(training.lr / (1 - std::pow(training.optimizer.adamw.beta1, double(steps_))))});
-  r.scale.set({float(1 / (1 - std::pow(training.optimizer.adamw.beta2, double(steps_))))});
+Plan& Model::plan_step(const Inputs& inputs, const Training& training) {
+  return *recorded_training(inputs, training, false).plan;
+}
+
+Model::Step Model::step(std::span<const Inputs> parts, const Training& training) {
+  if (parts.size() != 1) return step_in_parts(parts, training);
+  Recorded& r = recorded_training(parts[0], training, false);
+  set_inputs(r, parts[0]);
+  if (places(r) == 0) fail("step: expected labels other than -100");  // the loss would be NaN, and then every weight
+  begin_step(r, training);
+  if (r.key) r.key.set({int32_t(steps_), 0});
   r.plan->run();
-  return r.plan->get<float>(r.loss)[0];
+  return {r.plan->get<float>(r.loss)[0], r.norm ? r.plan->get<float>(r.norm)[0] : 0};
+}
+
+int64_t Model::places(const Recorded& r) {
+  return std::ranges::count_if(r.targets.data<int32_t>(), [](int32_t t) { return t != -100; });
+}
+
+void Model::begin_step(Recorded& r, const Training& training) {
+  const AdamW& adamw = training.optimizer.adamw;
+  ++steps_;
+  r.lr.set({float(training.lr)});
+  r.rate.set({float(training.lr / (1 - std::pow(adamw.beta1, double(steps_))))});
+  r.scale.set({float(1 / (1 - std::pow(adamw.beta2, double(steps_))))});
+}
+
+// Sums of 2^n parts wait until there is another one like them, as the digits of a binary number do: the order of
+// additions depends on the number of parts alone, and few sums are in memory at once.
+Model::Step Model::step_in_parts(std::span<const Inputs> parts, const Training& training) {
+  if (parts.empty()) fail("step: expected one part or more");
+  using Gradients = std::vector<std::span<const float>>;
+  struct Waiting {
+    int level;  // of 2^level parts
+    double loss;
+  };
+  std::vector<Waiting> waiting;  // their gradients are in sums_
+  const auto sum_of = [&](size_t n) {
+    Gradients all;
+    for (const auto& sum : sums_[n]) all.emplace_back(sum);
+    return all;
+  };
+  const auto add = [&](const Gradients& from, size_t to) {
+    constexpr size_t block = 1 << 16;
+    for (size_t i = 0; i < from.size(); ++i)
+      threads_->run(int((from[i].size() + block - 1) / block), [&](int task) {
+        const size_t begin = size_t(task) * block, end = std::min(from[i].size(), begin + block);
+        for (size_t k = begin; k < end; ++k) sums_[to][i][k] += from[i][k];
+      });
+  };
+  int64_t all_places = 0;
+  for (size_t part = 0; part < parts.size(); ++part) {
+    Recorded& r = recorded_training(parts[part], training, true);
+    set_inputs(r, parts[part]);
+    const int64_t n = places(r);
+    if (n == 0) fail("step: part ", part + 1, ": expected labels other than -100");
+    all_places += n;
+    r.places.set({float(n)});
+    if (r.key) r.key.set({int32_t(steps_ + 1), int32_t(part)});
+    r.plan->run();
+    Waiting sum{0, r.plan->get<float>(r.loss)[0]};
+    Gradients gradients;
+    for (Tensor g : r.gradients) gradients.push_back(r.plan->get<float>(g));
+    for (; !waiting.empty() && waiting.back().level == sum.level; waiting.pop_back()) {
+      add(gradients, waiting.size() - 1);
+      gradients = sum_of(waiting.size() - 1);
+      sum = {sum.level + 1, waiting.back().loss + sum.loss};
+    }
+    if (sum.level == 0) {
+      if (sums_.size() == waiting.size()) sums_.emplace_back(gradients.size());
+      for (size_t i = 0; i < gradients.size(); ++i)
+        sums_[waiting.size()][i].assign(gradients[i].begin(), gradients[i].end());
+    }
+    waiting.push_back(sum);
+  }
+  for (; waiting.size() > 1; waiting.pop_back()) {
+    add(sum_of(waiting.size() - 1), waiting.size() - 2);
+    waiting[waiting.size() - 2].loss += waiting.back().loss;
+  }
+
+  if (!update_ || update_->optimizer != training.optimizer) {
+    update_ = std::make_unique<Recorded>(threads_);
+    Graph& graph = update_->graph;
+    update_->optimizer = training.optimizer;
+    update_->places = graph.input({}, Dtype::f32, "places");
+    std::vector<Tensor> gradients;
+    for (size_t i = 0; const Parameter* p : parameters_.declared()) {
+      graph.parameter(p->name, p->shape, p->dtype, p->memory);
+      const Memory memory{reinterpret_cast<std::byte*>(sums_[0][i++].data()), {}};
+      gradients.push_back(graph.external(p->shape, Dtype::f32, memory, "grad." + p->name) / update_->places);
+    }
+    update_->plan = std::make_unique<Plan>(record_update(*update_, gradients), arena_);
+  }
+  begin_step(*update_, training);
+  update_->places.set({float(all_places)});
+  update_->plan->run();
+  return {waiting[0].loss / double(all_places), update_->norm ? update_->plan->get<float>(update_->norm)[0] : 0};
+}
+
+void Model::save_optimizer(const std::filesystem::path& file) const {
+  const Memory steps{const_cast<std::byte*>(reinterpret_cast<const std::byte*>(&steps_)), {}};
+  std::vector<StoredTensor> tensors{{"steps", "I64", {}, {steps.data, sizeof steps_}, nullptr, {}}};
+  for (const auto& [name, moments] : moments_) {
+    const Shape& shape = parameters_.all().at(name).shape;
+    const size_t bytes = size_t(count_of(shape)) * sizeof(float);
+    tensors.push_back({name + ".m", "F32", shape, {moments.first.data, bytes}, nullptr, {}});
+    tensors.push_back({name + ".v", "F32", shape, {moments.second.data, bytes}, nullptr, {}});
+  }
+  write_safetensors(file, tensors);
+}
+
+void Model::restore_optimizer(const std::filesystem::path& file) {
+  StoredTensors stored = read_safetensors(file);
+  const auto take = [&](const std::string& name, const char* dtype, const Shape& shape) {
+    const auto found = stored.find(name);
+    if (found == stored.end())
+      fail(file.string(), ": ", name, ": expected ", dtype, " ", to_string(shape), ", missing");
+    StoredTensor tensor = std::move(found->second);
+    stored.erase(found);
+    if (tensor.dtype != dtype || tensor.shape != shape)
+      fail(file.string(), ": ", name, ": expected ", dtype, " ", to_string(shape), ", got ", tensor.dtype, " ",
+           to_string(tensor.shape));
+    return tensor;
+  };
+  const StoredTensor steps = take("steps", "I64", {});
+  std::map<std::string, std::array<StoredTensor, 2>> taken;
+  for (const Parameter* p : parameters_.declared())
+    taken[p->name] = {take(p->name + ".m", "F32", p->shape), take(p->name + ".v", "F32", p->shape)};
+  if (!stored.empty()) fail(file.string(), ": ", stored.begin()->first, ": expected no such tensor");
+  std::memcpy(&steps_, steps.bytes.data(), sizeof steps_);
+  for (const auto& [name, tensors] : taken) {
+    const auto& [m, v] = moments(name, tensors[0].shape);
+    std::ranges::copy(tensors[0].bytes, m.data);
+    std::ranges::copy(tensors[1].bytes, v.data);
+  }
 }
 
 Plan& Model::training_plan() {
@@ -412,8 +562,8 @@ void Model::save(const std::filesystem::path& folder, std::optional<Dtype> dtype
                   return {converted.data, size_t(count_of(p.shape)) * size_of(*dtype)};
                 });
   const std::optional<Dtype> all = types.size() == 1 ? std::optional(*types.begin()) : std::nullopt;
-  if (folder_.empty()) write_new_config(page_, folder, all.value_or(Dtype::f32));
-  else write_old_config(page_, folder, folder_ / "config.json", all);
+  if (original_) write_old_config(page_, folder, *original_, all);
+  else write_new_config(page_, folder, all.value_or(Dtype::f32));
 }
 
 int64_t write_new(const Page& page, const std::filesystem::path& folder, const NewFolder& options) {

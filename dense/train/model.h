@@ -67,6 +67,8 @@ std::optional<Dtype> weight_type(const std::string& name, const std::string& pre
 struct Optimizer {
   AdamW adamw;
   bool decay_vectors = false;  // else only parameters of two axes and more are decayed, as in GPT-2
+  bool norm = false;           // the gradient's is asked for
+  double clip = 0;             // gradients of a larger norm are shortened to this one; 0: none. Pascanu et al. 2013
   bool operator==(const Optimizer&) const = default;
 };
 
@@ -108,15 +110,24 @@ class Model {
   // The loss alone. The plan of the last shape is kept.
   float loss(const Inputs& inputs);
 
-  // One step of AdamW on a batch; the loss before it. A shape that came before replays its plan.
+  // One step of AdamW on a batch. A shape that came before replays its plan.
   struct Training {
     double lr = 3e-4;
     Dtype matmul_type = Dtype::f32;
     Optimizer optimizer = {};
     bool dropout = false;
   };
-  float step(const Inputs& inputs, const Training& training);
-  // The plan of such a step, of which no number counts but the shapes.
+  // Before it: the mean loss of all places with a target, and its gradient's norm, if asked for.
+  struct Step {
+    double loss, norm = 0;
+  };
+  // On a batch that comes in parts: their losses and gradients are summed in one fixed binary tree.
+  Step step(std::span<const Inputs> parts, const Training& training);
+  float step(const Inputs& inputs, const Training& training) {
+    return float(step(std::span(&inputs, 1), training).loss);
+  }
+  int64_t steps() const { return steps_; }  // taken so far
+  // The plan of a step of one part, of which no number counts but the shapes.
   Plan& plan_step(const Inputs& inputs, const Training& training);
   // The plan of the last step's shape, for its profile. Throws Error before the first step.
   Plan& training_plan();
@@ -124,6 +135,11 @@ class Model {
   // Writes config.json and weights, whole or not at all each, under the names they were read with, and in the types that
   // they have or in the one given.
   void save(const std::filesystem::path& folder, std::optional<Dtype> dtype = {}) const;
+
+  // What the next step needs beside the weights: AdamW's moments and the number of steps. Restoring throws Error for a
+  // file of another model's.
+  void save_optimizer(const std::filesystem::path& file) const;
+  void restore_optimizer(const std::filesystem::path& file);
 
   // Has the weights that it multiplies by in this type: f32, bf16, or q8 and q4, which are for generation and loss alone.
   void convert(Dtype type);
@@ -147,18 +163,26 @@ class Model {
                                    bool wide = false);
   template <class T>
   std::map<std::string, ResultOf<T>> results(const Inputs& inputs, bool gradients, std::string* profile);
+  Recorded& recorded_training(const Inputs& inputs, const Training& training, bool in_parts);
+  std::vector<Tensor> record_update(Recorded& r, std::span<const Tensor> gradients);
+  std::pair<Memory, Memory>& moments(const std::string& name, const Shape& shape);
+  void begin_step(Recorded& r, const Training& training);
+  Step step_in_parts(std::span<const Inputs> parts, const Training& training);
+  static int64_t places(const Recorded& r);  // with a target
   void set_inputs(Recorded& r, const Inputs& inputs) const;
 
   Page page_;
   Parameters parameters_;
-  std::filesystem::path folder_;
-  std::vector<StoredTensor> unread_;  // inert ones that are no floating-point numbers; kept for saving
+  std::shared_ptr<const Json> original_;  // the config.json that it was read from; none: it is new
+  std::vector<StoredTensor> unread_;      // inert ones that are no floating-point numbers; kept for saving
   std::shared_ptr<Threads> threads_;
   int64_t vocabulary_ = 0, steps_ = 0;
   std::map<std::string, std::pair<Memory, Memory>> moments_;
   std::shared_ptr<Arena> arena_ = std::make_shared<Arena>();  // of training
   std::unique_ptr<Recorded> evaluation_;
-  std::vector<std::unique_ptr<Recorded>> trainings_;  // of the last shapes; the last one first
+  std::vector<std::unique_ptr<Recorded>> trainings_;   // of the last shapes; the last one first
+  std::vector<std::vector<std::vector<float>>> sums_;  // of several parts' gradients
+  std::unique_ptr<Recorded> update_;                   // what ends a step of several parts
 };
 
 // Writes a folder with new weights, those of Model(page, threads, seed), one by one: one parameter is in memory at a

@@ -1,0 +1,90 @@
+// dense tokens: a text as tokens in files, to be trained on.
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/interrupt.h"
+#include "cli/progress.h"
+#include "dense/io/files.h"
+#include "dense/io/hub.h"
+#include "dense/train/data.h"
+
+namespace dense::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Config {
+  std::string tokenizer = "bytes", documents = "files";
+  int64_t seed = 0, shard = 100'000'000;
+
+  void fields(auto&& f) {
+    f("tokenizer", tokenizer, "bytes, characters, or a model or file with a tokenizer.json");
+    f("documents", documents, "files: each is a document; lines: each line is one, and they are shuffled");
+    f("seed", seed, "of the order of lines", INT64_MIN);
+    f("shard", shard, "tokens of a file, or somewhat more: documents are not cut", 1);
+  }
+};
+
+}  // namespace
+
+int tokens_command(const Call& call) {
+  Config config;
+  std::string path, out;
+  if (!parse_flags(config, call,
+                   "Writes a text, or all texts in a folder, as tokens that `dense train` reads without delay and\n"
+                   "without holding them in memory: tokens-00000.safetensors, ..., and their tokenizer.json.",
+                   call.program + " stories.txt stories --tokenizer gpt2 --documents lines",
+                   {{"PATH", &path}, {"OUT", &out}}))
+    return 0;
+  if (fs::exists(out)) fail(out, ": exists already");
+  std::error_code ignored;
+  const bool named =
+      config.tokenizer == "bytes" || config.tokenizer == "characters" || fs::exists(config.tokenizer, ignored);
+  catch_stop_signals();
+  const Documents documents({.path = path,
+                             .tokenizer = named ? config.tokenizer : find_model(config.tokenizer).string(),
+                             .documents = config.documents},
+                            {}, uint64_t(config.seed));
+  const fs::path to = fs::absolute(out).lexically_normal(), folder = to.has_filename() ? to : to.parent_path();
+  const fs::path draft = folder.parent_path() / ("." + folder.filename().string() + ".partial");
+  int64_t tokens = 0, texts = 0;
+  int shards = 0;
+  try {
+    fs::remove_all(draft);
+    fs::create_directories(draft);
+    std::vector<uint32_t> ids;
+    std::vector<int64_t> begins;
+    const auto write = [&] {
+      write_tokens(draft / fmt::format("tokens-{:05}.safetensors", shards++), ids, begins);
+      say("{} tokens\n", with_commas(tokens));
+      ids.clear(), begins.clear();
+    };
+    documents.each([&](std::vector<uint32_t>&& document) {
+      if (!document.empty()) begins.push_back(int64_t(ids.size())), ++texts;
+      ids.insert(ids.end(), document.begin(), document.end());
+      tokens += int64_t(document.size());
+      if (int64_t(ids.size()) >= config.shard) write();
+      return stop_signal() == 0;
+    });
+    if (!ids.empty()) write();
+    if (tokens == 0 && !stop_signal()) fail(path, ": expected text, got none");
+    if (!documents.tokenizer().empty()) write_file(draft / "tokenizer.json", documents.tokenizer());
+    if (!stop_signal()) fs::rename(draft, folder);
+  } catch (...) {
+    fs::remove_all(draft, ignored);
+    throw;
+  }
+  if (stop_signal()) {
+    fs::remove_all(draft, ignored);
+    say("stopped: nothing was written\n");
+    return 128 + stop_signal();
+  }
+  say("{} tokens of {} documents in {} files: {}\n", with_commas(tokens), with_commas(texts), shards, out);
+  return 0;
+}
+
+}  // namespace dense::cli

@@ -1,0 +1,297 @@
+#include "dense/train/data.h"
+
+#include <algorithm>
+#include <bit>
+#include <set>
+
+#include "dense/io/files.h"
+#include "dense/io/json.h"
+#include "dense/io/safetensors.h"
+#include "dense/io/unicode.h"
+#include "dense/scalar/error.h"
+#include "dense/tensor/elements.h"
+#include "dense/tensor/tensor.h"
+
+namespace dense {
+
+namespace fs = std::filesystem;
+
+uint64_t shuffled(uint64_t i, uint64_t n, uint64_t seed) {
+  const int half = (std::bit_width(n - 1) + 1) / 2;
+  const uint64_t mask = (uint64_t(1) << half) - 1;
+  do {
+    for (uint64_t round = 0; round < 4; ++round)
+      i = (i & mask) << half | ((i >> half) ^ (mixed(mixed(seed + round) + (i & mask)) & mask));
+  } while (i >= n);
+  return i;
+}
+
+// ---- Tokens
+
+void Tokens::add(Part part) {
+  size_ += part.size();
+  if (part.size()) parts_.push_back(std::move(part));
+}
+
+void Tokens::add(std::vector<uint32_t> ids, std::vector<int64_t> documents) {
+  for (int64_t begin : documents) documents_.push_back(size_ + begin);
+  const auto owner = std::make_shared<const std::vector<uint32_t>>(std::move(ids));
+  add({{}, *owner, owner});
+}
+
+void Tokens::add_file(const fs::path& file) {
+  StoredTensors stored = read_safetensors(file);
+  const auto take = [&](const char* name, std::initializer_list<const char*> types) {
+    const auto found = stored.find(name);
+    if (found == stored.end()) fail(file.string(), ": ", name, ": expected a list of whole numbers, missing");
+    const StoredTensor& tensor = found->second;
+    if (tensor.shape.size() != 1 || std::ranges::find(types, tensor.dtype) == types.end())
+      fail(file.string(), ": ", name, ": expected a list of ", *types.begin(), ", got ", tensor.dtype, " ",
+           to_string(tensor.shape));
+    return tensor;
+  };
+  const StoredTensor tokens = take("tokens", {"U16", "U32"}), documents = take("documents", {"I64"});
+  const auto count = size_t(tokens.shape[0]);
+  const std::span begins(reinterpret_cast<const int64_t*>(documents.bytes.data()), size_t(documents.shape[0]));
+  for (int64_t last = -1; int64_t begin : begins) {
+    if (begin <= last || begin >= int64_t(count))
+      fail(file.string(), ": documents: expected rising places below ", count, ", got ", begin);
+    documents_.push_back(size_ + (last = begin));
+  }
+  if (tokens.dtype == "U16") add({{reinterpret_cast<const uint16_t*>(tokens.bytes.data()), count}, {}, tokens.owner});
+  else add({{}, {reinterpret_cast<const uint32_t*>(tokens.bytes.data()), count}, tokens.owner});
+}
+
+int64_t Tokens::windows(int64_t length) const {
+  int64_t total = 0;
+  for (const Part& part : parts_) total += (part.size() - 1) / length;
+  return total;
+}
+
+void Tokens::window(int64_t number, int64_t length, std::span<int32_t> to) const {
+  for (const Part& part : parts_) {
+    const int64_t here = (part.size() - 1) / length;
+    if (number < here) {
+      for (size_t i = 0; i < to.size(); ++i) {
+        const size_t at = size_t(number * length) + i;
+        to[i] = int32_t(part.narrow.empty() ? part.wide[at] : part.narrow[at]);
+      }
+      return;
+    }
+    number -= here;
+  }
+  fail("tokens: expected a window that there is");
+}
+
+Tokens::Part Tokens::Part::slice(int64_t begin, int64_t end) const {
+  const auto at = size_t(begin), n = size_t(end - begin);
+  if (narrow.empty()) return {{}, wide.subspan(at, n), owner};
+  return {narrow.subspan(at, n), {}, owner};
+}
+
+std::pair<Tokens, Tokens> Tokens::split(double share) const {
+  int64_t place = size_ - int64_t(double(size_) * share);
+  const auto next = std::ranges::lower_bound(documents_, place);
+  if (next != documents_.end() && place < size_) place = *next;
+  std::pair<Tokens, Tokens> both;
+  int64_t begin = 0;
+  for (const Part& part : parts_) {
+    const int64_t end = begin + part.size(), cut = std::clamp(place, begin, end);
+    both.first.add(part.slice(0, cut - begin));
+    both.second.add(part.slice(cut - begin, end - begin));
+    begin = end;
+  }
+  return both;
+}
+
+int64_t Tokens::largest() const {
+  int64_t most = -1;
+  for (const Part& part : parts_) {
+    for (uint16_t id : part.narrow) most = std::max<int64_t>(most, id);
+    for (uint32_t id : part.wide) most = std::max<int64_t>(most, id);
+  }
+  return most;
+}
+
+void write_tokens(const fs::path& file, std::span<const uint32_t> ids, std::span<const int64_t> documents) {
+  const bool fits = std::ranges::all_of(ids, [](uint32_t id) { return id < 1 << 16; });
+  const std::vector<uint16_t> narrow = fits ? std::vector<uint16_t>(ids.begin(), ids.end()) : std::vector<uint16_t>();
+  const auto bytes = fits ? std::as_bytes(std::span(narrow)) : std::as_bytes(ids);
+  const auto tensor = [](const char* name, const char* dtype, size_t count, std::span<const std::byte> from) {
+    return StoredTensor{name, dtype, {int64_t(count)}, {const_cast<std::byte*>(from.data()), from.size()}, nullptr, {}};
+  };
+  write_safetensors(file, std::array{tensor("tokens", fits ? "U16" : "U32", ids.size(), bytes),
+                                     tensor("documents", "I64", documents.size(), std::as_bytes(documents))});
+}
+
+// ---- documents
+
+namespace {
+
+// A tokenizer.json whose tokens are bytes, each under the letter that GPT-2's files have for it: printable ones stand for
+// themselves, the others for 256 and so on.
+std::string byte_tokenizer() {
+  std::string vocabulary;
+  for (int byte = 0, others = 0; byte < 256; ++byte) {
+    const bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte != 0xad);
+    std::string letter;
+    append_char(letter, char32_t(printable ? byte : 256 + others++));
+    vocabulary += (byte ? ", " : "") + json_string(letter) + ": " + std::to_string(byte);
+  }
+  const std::string level = R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": )";
+  return R"({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+"pre_tokenizer": )" +
+         level + R"(false}, "post_processor": null, "decoder": )" + level + R"(true},
+"model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+"fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "merges": [], "vocab": {)" +
+         vocabulary + "}}}\n";
+}
+
+// One whose tokens are these characters.
+std::string character_tokenizer(std::span<const char32_t> characters) {
+  std::string vocabulary;
+  for (size_t i = 0; i < characters.size(); ++i) {
+    std::string letter;
+    append_char(letter, characters[i]);
+    vocabulary += (i ? ", " : "") + json_string(letter) + ": " + std::to_string(i);
+  }
+  return R"({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+"pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Fuse"},
+"model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+"fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "merges": [], "vocab": {)" +
+         vocabulary + "}}}\n";
+}
+
+bool is_folder_of_tokens(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_directory(path, ignored) && fs::exists(path / "tokens-00000.safetensors", ignored);
+}
+
+std::vector<fs::path> files_in(const fs::path& path) {
+  std::vector<fs::path> files;
+  std::error_code error;
+  for (fs::recursive_directory_iterator entry(path, error), end; !error && entry != end; entry.increment(error))
+    if (entry->is_regular_file(error) && entry->file_size(error) > 0) files.push_back(entry->path());
+  if (error) fail(path.string(), ": cannot read: ", error.message());
+  if (files.empty()) fail(path.string(), ": expected files, got an empty folder");
+  std::ranges::sort(files);
+  return files;
+}
+
+}  // namespace
+
+Documents::Documents(const DataConfig& config, std::string_view built_in, uint64_t seed)
+    : built_in_(built_in), lines_(config.documents == "lines"), seed_(seed) {
+  if (config.documents != "files" && config.documents != "lines")
+    fail("data.documents: expected files or lines, got ", config.documents);
+  if (!config.path.empty()) {
+    std::error_code ignored;
+    files_ = fs::is_directory(config.path, ignored) ? files_in(config.path) : std::vector<fs::path>{config.path};
+  }
+  if (config.tokenizer.empty() || config.tokenizer == "bytes") {
+    json_ = byte_tokenizer();
+  } else if (config.tokenizer == "characters") {
+    std::set<char32_t> all;
+    if (lines_) all.insert(U'\n');
+    each_text([&](std::string_view text) {
+      for_chars(text, [&](char32_t c, size_t, size_t) { all.insert(c); });
+      return true;
+    });
+    characters_.assign(all.begin(), all.end());
+    json_ = character_tokenizer(characters_);
+  } else {
+    const fs::path given = config.tokenizer;
+    tokenizer_.emplace(given);
+    std::error_code ignored;
+    const fs::path file = fs::is_directory(given, ignored) ? given / "tokenizer.json" : given;
+    if (fs::exists(file, ignored)) json_ = read_file(file);
+    if (tokenizer_->encode("", true).empty()) mark_ = tokenizer_->id_of("<|endoftext|>");
+  }
+}
+
+int64_t Documents::vocabulary() const {
+  return tokenizer_ ? tokenizer_->size() : characters_.empty() ? 256 : int64_t(characters_.size());
+}
+
+void Documents::each_text(const std::function<bool(std::string_view text)>& f) const {
+  const auto documents_of = [&](std::string_view text, const std::string& name) {
+    if (tokenizer_ || !characters_.empty() || json_.empty())
+      if (const size_t bad = utf8_error(text); bad != text.npos)
+        fail(name, ": expected UTF-8, got byte ", int(uint8_t(text[bad])), " at ", bad);
+    if (!lines_) return f(text);
+    std::vector<std::string_view> lines;
+    for (size_t begin = 0; begin < text.size();) {
+      const size_t end = std::min(text.find('\n', begin), text.size());
+      std::string_view line = text.substr(begin, end - begin);
+      if (line.ends_with('\r')) line.remove_suffix(1);
+      if (!line.empty()) lines.push_back(line);
+      begin = end + 1;
+    }
+    for (uint64_t i = 0; i < lines.size(); ++i)
+      if (!f(lines[shuffled(i, lines.size(), seed_)])) return false;
+    return true;
+  };
+  if (files_.empty()) documents_of(built_in_, "built-in names");
+  for (const fs::path& file : files_) {
+    const Bytes bytes = load_file(file);
+    if (!documents_of({reinterpret_cast<const char*>(bytes.bytes.data()), bytes.bytes.size()}, file.string())) return;
+  }
+}
+
+std::vector<uint32_t> Documents::encode(std::string_view text) const {
+  std::vector<uint32_t> ids;
+  if (tokenizer_) {
+    if (mark_) ids.push_back(*mark_);
+    for (int32_t id : tokenizer_->encode(text, true)) ids.push_back(uint32_t(id));
+    return ids;
+  }
+  if (characters_.empty()) {
+    ids.assign(reinterpret_cast<const uint8_t*>(text.data()),
+               reinterpret_cast<const uint8_t*>(text.data()) + text.size());
+    if (lines_) ids.push_back('\n');
+    return ids;
+  }
+  const auto add = [&](char32_t c) {
+    ids.push_back(uint32_t(std::ranges::lower_bound(characters_, c) - characters_.begin()));
+  };
+  for_chars(text, [&](char32_t c, size_t, size_t) { add(c); });
+  if (lines_) add(U'\n');
+  return ids;
+}
+
+void Documents::each(const std::function<bool(std::vector<uint32_t>&& ids)>& f) const {
+  each_text([&](std::string_view text) { return f(encode(text)); });
+}
+
+// ---- both
+
+Data read_data(const DataConfig& config, std::string_view built_in, uint64_t seed) {
+  if (!(config.validation >= 0 && config.validation < 1))
+    fail("data.validation: expected a share of 0 or more, below 1, got ", config.validation);
+  Data data;
+  Tokens all;
+  if (is_folder_of_tokens(config.path)) {
+    for (const fs::path& file : files_in(config.path))
+      if (file.extension() == ".safetensors") all.add_file(file);
+    const fs::path tokenizer = fs::path(config.path) / "tokenizer.json";
+    if (fs::exists(tokenizer)) data.tokenizer = read_file(tokenizer);
+    data.vocabulary =
+        data.tokenizer.empty() ? all.largest() + 1 : Tokenizer::parse(data.tokenizer, tokenizer.string()).size();
+  } else {
+    const Documents documents(config, built_in, seed);
+    std::vector<uint32_t> ids;
+    std::vector<int64_t> begins;
+    documents.each([&](std::vector<uint32_t>&& document) {
+      if (!document.empty()) begins.push_back(int64_t(ids.size()));
+      ids.insert(ids.end(), document.begin(), document.end());
+      return true;
+    });
+    all.add(std::move(ids), std::move(begins));
+    data.tokenizer = documents.tokenizer();
+    data.vocabulary = documents.vocabulary();
+  }
+  std::tie(data.training, data.validation) = all.split(config.validation);
+  return data;
+}
+
+}  // namespace dense

@@ -1,0 +1,321 @@
+#include "dense/train/trainer.h"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <numbers>
+
+#include "dense/io/files.h"
+#include "dense/io/hub.h"
+#include "dense/io/json.h"
+#include "dense/scalar/error.h"
+#include "dense/tensor/elements.h"
+
+namespace dense {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// Files of a Hugging Face folder that are no part of config or weights.
+constexpr const char* companions[] = {"generation_config.json",
+                                      "tokenizer.json",
+                                      "tokenizer_config.json",
+                                      "special_tokens_map.json",
+                                      "vocab.json",
+                                      "vocab.txt",
+                                      "merges.txt",
+                                      "tokenizer.model",
+                                      "added_tokens.json",
+                                      "chat_template.jinja"};
+constexpr const char* optimizer_file = "optimizer.safetensors";
+constexpr const char* state_file = "state.json";
+
+std::string step_name(int64_t step) {
+  const std::string digits = std::to_string(step);
+  return "step-" + std::string(8 - std::min<size_t>(8, digits.size()), '0') + digits;
+}
+
+// Whole checkpoints of a run by their steps.
+std::vector<std::pair<int64_t, fs::path>> checkpoints_in(const fs::path& run) {
+  std::vector<std::pair<int64_t, fs::path>> all;
+  std::error_code error;
+  for (fs::directory_iterator entry(run / "checkpoints", error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    int64_t step = 0;
+    if (name.starts_with("step-") &&
+        std::from_chars(name.data() + 5, name.data() + name.size(), step).ec == std::errc{})
+      all.emplace_back(step, entry->path());
+  }
+  std::ranges::sort(all);
+  return all;
+}
+
+int32_t hidden_token(const Tokenizer& tokenizer, const std::string& model_type) {
+  for (const char* token : {"[MASK]", "<mask>"})
+    if (const auto id = tokenizer.id_of(token)) return *id;
+  fail("data.tokenizer: expected one with a token [MASK] or <mask>, since ", model_type, " learns to fill it in");
+}
+
+}  // namespace
+
+std::vector<ConfigField> run_fields(TrainConfig& config, const Page& page) {
+  std::vector<ConfigField> fields = config_fields(config);
+  for (ConfigField field : page.fields) {
+    field.name = "model." + field.name;
+    fields.push_back(std::move(field));
+  }
+  return fields;
+}
+
+void make_small(const Page& page) {
+  for (const ConfigField& field : page.fields)
+    if (auto* const value = std::get_if<int*>(&field.value)) {
+      const auto at_most = [&](int most, std::initializer_list<const char*> names) {
+        if (std::ranges::any_of(names, [&](const char* name) { return field.name == name; }))
+          **value = std::min(**value, most);
+      };
+      at_most(0, {"vocab_size", "n_positions", "block_size", "max_position_embeddings"});
+      at_most(4, {"n_layer", "num_hidden_layers", "num_layers", "n_head", "num_attention_heads", "num_heads"});
+      at_most(128, {"n_embd", "hidden_size", "d_model"});
+      at_most(352, {"intermediate_size", "d_ff"});
+      at_most(32, {"head_dim", "d_kv"});
+    } else if (auto* const number = std::get_if<std::optional<int>*>(&field.value)) {
+      if (field.name == "num_key_value_heads" && **number) **number = std::min(***number, 4);
+    } else if (auto* const tokens = std::get_if<TokenIds*>(&field.value)) {
+      **tokens = {};
+    }
+}
+
+Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in, bool resume, const Warn& warn)
+    : config_(given) {
+  TrainConfig& c = config_;
+  const auto one_of = [](const char* name, const std::string& value, std::initializer_list<const char*> values) {
+    std::string all;
+    for (const char* each : values) {
+      if (value == each) return;
+      all += (all.empty() ? "" : each == values.end()[-1] ? " or " : ", ") + std::string(each);
+    }
+    fail(name, ": expected ", all, ", got ", value);
+  };
+  one_of("precision", c.precision, {"f32", "bf16"});
+  one_of("optimizer.schedule", c.schedule, {"cosine", "linear", "constant"});
+  const std::vector<std::pair<int64_t, fs::path>> checkpoints = checkpoints_in(c.out);
+  const fs::path run = c.out;
+  if (!c.out.empty() && fs::exists(run) && !fs::is_directory(run)) fail("out: ", c.out, ": expected a folder");
+  if (!resume && fs::exists(run / "config.json"))
+    fail("out: ", c.out, ": holds a run already; resume it, or choose another folder");
+  if (resume && !fs::exists(run / "config.json")) fail("resume: ", c.out, ": expected a run's folder");
+  resume = resume && !checkpoints.empty();  // else it stopped before it had one, and begins anew
+
+  if (resume) companions_ = checkpoints.back().second;
+  else if (!c.from.empty()) companions_ = find_model(c.from);
+  if (c.data.tokenizer.empty() && !c.from.empty()) c.data.tokenizer = companions_.string();
+  data_ = read_data(c.data, built_in, uint64_t(c.seed));
+  for (const ConfigField& field : page.fields)
+    if (auto* const value = std::get_if<int*>(&field.value); value && **value == 0) {
+      if (field.name == "vocab_size") **value = int(data_.vocabulary);
+      for (const char* longest : {"n_positions", "block_size", "max_position_embeddings"})
+        if (field.name == longest) **value = c.time + (page.causal ? 0 : 8);  // some begin behind a padding token
+    }
+  model_ = companions_.empty() ? std::make_unique<Model>(page, c.threads, uint64_t(c.seed))
+                               : std::make_unique<Model>(page, companions_, c.threads, warn);
+  if (data_.vocabulary > model_->vocabulary())
+    fail("data: expected at most the model's ", model_->vocabulary(), " tokens, got ", data_.vocabulary);
+  if (data_.training.windows(c.time) == 0)
+    fail("data: expected more than time = ", c.time, " tokens to train on, got ", data_.training.size());
+  if (!data_.tokenizer.empty()) tokenizer_ = Tokenizer::parse(data_.tokenizer, "tokenizer.json");
+  if (!page.generates()) {
+    if (!tokenizer_) fail("data.tokenizer: expected one, since ", page.model_type, " learns to fill in a token of it");
+    mask_ = hidden_token(*tokenizer_, page.model_type);
+  }
+  if (resume) {
+    model_->restore_optimizer(companions_ / optimizer_file);
+    const Json state = read_object(companions_ / state_file);
+    if (const Json* step = state.find("best_step"))
+      std::from_chars(step->text.data(), step->text.data() + step->text.size(), best_step_);
+    if (const Json* loss = state.find("best_loss")) best_loss_ = std::strtod(loss->text.c_str(), nullptr);
+  }
+  if (c.out.empty()) return;
+  std::error_code error;
+  fs::create_directories(run / "checkpoints", error);
+  if (error) fail("out: ", c.out, ": ", error.message());
+  const Json json = with_fields(Json{Json::object}, "config.json", run_fields(c, page), page.model_type);
+  write_file(run / "config.json", to_text(json, 2) + "\n");
+  records_ = std::make_unique<Records>(run, step(), c.command);
+}
+
+Trainer::~Trainer() = default;
+
+double Trainer::learning_rate(int64_t step) const {
+  const TrainConfig& c = config_;
+  if (step < c.warmup) return c.lr * double(step + 1) / c.warmup;
+  if (c.schedule == "constant") return c.lr;
+  const double done = double(step - c.warmup) / std::max(1, c.steps - c.warmup);
+  const double left = c.schedule == "linear" ? 1 - done : 0.5 * (1 + std::cos(std::numbers::pi * done));
+  return c.lr * (c.final_share + (1 - c.final_share) * left);
+}
+
+// The windows first, first + 1, ... of an order that is another one in each epoch. A causal page is scored on the token
+// that comes next; one with a decoder continues a window's first half with its second one; the others are scored on
+// hidden tokens: of 15% of all, 80% are hidden, 10% replaced and 10% left as they are. Devlin et al. 2018, arXiv:1810.04805
+Trainer::Batch Trainer::read_batch(const Tokens& tokens, uint64_t first, bool in_order) const {
+  const auto windows = uint64_t(tokens.windows(config_.time)), seed = mixed(uint64_t(config_.seed));
+  const bool answers = bool(model_->page().decoder);
+  const int64_t time = answers ? config_.time / 2 : config_.time;
+  Batch batch{time, {}, {}};
+  std::vector<int32_t> window(size_t(config_.time) + 1);
+  for (uint64_t i = first; i < first + uint64_t(config_.batch); ++i) {
+    const uint64_t number = in_order ? i % windows : shuffled(i % windows, windows, seed + i / windows);
+    tokens.window(int64_t(number), config_.time, window);
+    const auto begin = window.begin(), target = begin + (answers ? time : mask_ ? 0 : 1);
+    batch.ids.insert(batch.ids.end(), begin, begin + time);
+    batch.targets.insert(batch.targets.end(), target, target + time);
+    if (!mask_) continue;
+    for (auto t = batch.ids.size() - size_t(time); t < batch.ids.size(); ++t) {
+      const uint64_t dice = mixed(mixed(seed ^ (in_order ? number : i)) + t), share = dice % 1000;
+      if (share >= 150) batch.targets[t] = -100;
+      if (share < 120) batch.ids[t] = *mask_;
+      else if (share < 135) batch.ids[t] = int32_t((dice >> 32) % uint64_t(data_.vocabulary));
+    }
+  }
+  return batch;
+}
+
+std::optional<double> Trainer::evaluate() {
+  const int64_t batches =
+      std::min<int64_t>(config_.evaluate_batches, data_.validation.windows(config_.time) / config_.batch);
+  double sum = 0;
+  for (int64_t n = 0; n < batches; ++n) {
+    const Batch batch = read_batch(data_.validation, uint64_t(n * config_.batch), true);
+    sum += model_->loss({.batch = config_.batch, .time = batch.time, .ids = batch.ids, .targets = batch.targets});
+  }
+  return batches ? std::optional(sum / double(batches)) : std::nullopt;
+}
+
+std::string Trainer::sample(int64_t step) {
+  std::vector<int32_t> prompt;
+  if (!config_.prompt.empty()) {
+    prompt = tokenizer_->encode(config_.prompt, false);
+  } else {
+    const Tokens& tokens = data_.validation.windows(config_.time) ? data_.validation : data_.training;
+    prompt.resize(std::min<size_t>(8, size_t(config_.time) / 2 + 1));
+    tokens.window(0, config_.time, prompt);
+  }
+  Generation generation{.tokens = config_.sample_tokens};
+  generation.sampling = {.temperature = 0.8, .seed = uint64_t(config_.seed + step)};
+  const Generated made = generate(*model_, std::array{prompt}, generation);
+  return tokenizer_->decode(prompt) + continuation(*tokenizer_, prompt, made.ids[0]);
+}
+
+// A checkpoint is written beside its place and renamed: whatever has that name is whole.
+bool Trainer::save(const Events& events) {
+  if (!records_) return true;
+  const bool is_best = last_loss_ && *last_loss_ < best_loss_;
+  if (is_best) best_loss_ = *last_loss_, best_step_ = step();
+  const fs::path folder = fs::path(config_.out) / "checkpoints", to = folder / step_name(step());
+  const fs::path draft = folder / ("." + step_name(step()) + ".partial");
+  std::error_code ignored;
+  try {
+    fs::remove_all(draft);
+    model_->save(draft);
+    for (const char* name : companions)
+      if (!companions_.empty() && fs::exists(companions_ / name) && !fs::exists(draft / name))
+        fs::copy_file(companions_ / name, draft / name);
+    if (!data_.tokenizer.empty() && !fs::exists(draft / "tokenizer.json"))
+      write_file(draft / "tokenizer.json", data_.tokenizer);
+    model_->save_optimizer(draft / optimizer_file);
+    Json state{Json::object};
+    state.items.push_back({Json::number, "step", std::to_string(step())});
+    if (best_step_ >= 0) {
+      state.items.push_back({Json::number, "best_step", std::to_string(best_step_)});
+      state.items.push_back({Json::number, "best_loss", text(best_loss_)});
+    }
+    write_file(draft / state_file, to_text(state, 2) + "\n");
+    fs::remove_all(to);
+    fs::rename(draft, to);
+  } catch (const std::exception& error) {  // a full disk ends no training
+    fs::remove_all(draft, ignored);
+    if (events.warn) events.warn(text("step ", step(), ": nothing saved: ", error.what()));
+    return false;
+  }
+  records_->flush();
+  if (!companions_.empty()) companions_ = to;  // an old checkpoint goes
+  const auto all = checkpoints_in(config_.out);
+  for (size_t i = 0; i + size_t(config_.keep) < all.size(); ++i)
+    if (all[i].first != best_step_) fs::remove_all(all[i].second, ignored);
+  if (events.saved) events.saved(to);
+  return true;
+}
+
+// The last checkpoint's model once more, as `model`: the same files under another name where the disk can do that.
+void Trainer::publish() const {
+  const fs::path run = config_.out, from = checkpoints_in(run).back().second, draft = run / ".model.partial";
+  fs::remove_all(draft);
+  fs::create_directories(draft);
+  for (const auto& entry : fs::directory_iterator(from)) {
+    const fs::path name = entry.path().filename();
+    if (name == optimizer_file || name == state_file) continue;
+    std::error_code error;
+    fs::create_hard_link(entry.path(), draft / name, error);
+    if (error) fs::copy_file(entry.path(), draft / name);
+  }
+  fs::remove_all(run / "model");
+  fs::rename(draft, run / "model");
+}
+
+bool Trainer::run(const Events& events) {
+  using Clock = std::chrono::steady_clock;
+  const TrainConfig& c = config_;
+  Model::Training training;
+  training.matmul_type = c.precision == "bf16" ? Dtype::bf16 : Dtype::f32;
+  training.dropout = true;  // as the page and its config have it
+  training.optimizer = {.adamw = {c.beta1, c.beta2, c.eps, c.weight_decay}, .norm = true, .clip = c.clip};
+  const auto is_due = [&](int every) { return (every > 0 && step() % every == 0) || step() == c.steps; };
+  bool stopped = false, saved = true;
+  try {
+    while (step() < c.steps && !stopped) {
+      const Clock::time_point begin = Clock::now();
+      std::vector<Batch> batches;
+      std::vector<Model::Inputs> parts;
+      for (int part = 0; part < c.parts; ++part)
+        batches.push_back(read_batch(data_.training, uint64_t((step() * c.parts + part) * c.batch), false));
+      for (const Batch& b : batches)
+        parts.push_back({.batch = c.batch, .time = b.time, .ids = b.ids, .targets = b.targets});
+      training.lr = learning_rate(step());
+      const Model::Step result = model_->step(parts, training);
+      const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+      const Step done{step(), result.loss, result.norm, training.lr, double(c.parts) * c.batch * c.time / seconds};
+      if (!std::isfinite(result.loss) || !std::isfinite(result.norm))
+        fail("step ", step(), ": the loss is ", result.loss, ", its gradient's norm ", result.norm,
+             "; try a smaller optimizer.lr");
+      if (records_)
+        records_->add(
+            step(),
+            {{"loss", done.loss}, {"norm", done.norm}, {"lr", done.lr}, {"tokens_per_second", done.tokens_per_second}});
+      if (events.step) events.step(done);
+      stopped = events.stop && events.stop();
+      if (is_due(c.evaluate_every)) {
+        last_loss_ = evaluate();
+        if (last_loss_ && records_) records_->add(step(), {{"validation", *last_loss_}});
+        if (last_loss_ && events.evaluated) events.evaluated(step(), *last_loss_);
+      }
+      if (c.sample_every > 0 && is_due(c.sample_every) && tokenizer_ && !mask_) {
+        const std::string text = sample(step());
+        if (records_) records_->add_text(step(), "sample", text);
+        if (events.sampled) events.sampled(step(), text);
+      }
+      if (is_due(c.save_every) || stopped) saved = save(events);
+    }
+    if (!saved) fail("out: ", c.out, ": the last step is not saved");
+    if (records_) publish();
+  } catch (...) {
+    if (records_) records_->flush(), records_->status("failed");
+    throw;
+  }
+  if (records_) records_->flush(), records_->status(stopped ? "stopped" : "done");
+  return step() >= c.steps;
+}
+
+}  // namespace dense

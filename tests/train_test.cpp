@@ -1,0 +1,392 @@
+// dense train and tokens: runs that learn, stop, go on with the same bits, and leave records.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <random>
+#include <thread>
+
+#include "cli/pages.h"
+#include "dense/io/safetensors.h"
+#include "dense/train/data.h"
+#include "tests/errors.h"
+#include "tests/process.h"
+
+namespace {
+
+using namespace std::chrono_literals;
+using namespace dense;
+using nlohmann::json;
+
+// Each test has a small file of documents.
+class Train : public InFolder {
+ protected:
+  void SetUp() override { write("names.txt", names(40)); }
+  static std::string names(int times) {
+    std::string all;
+    for (int i = 0; i < times; ++i) all += "anna\nbob\ncarol\ndave\n";
+    return all;
+  }
+  Outcome train(const Args& more) { return run(small + more); }
+  json lines_of(const std::string& file) {
+    json all = json::array();
+    for (const std::string& line : lines(contents(folder / file))) all.push_back(json::parse(line));
+    return all;
+  }
+  std::vector<double> losses(const std::string& run) {
+    std::vector<double> all;
+    for (const json& line : lines_of(run + "/metrics.jsonl"))
+      if (line.contains("loss")) all.push_back(line["loss"]);
+    return all;
+  }
+  std::string weights(const std::string& run) { return contents(folder / run / "model/model.safetensors"); }
+  void expect_refused(const Args& args, const std::string& says) {
+    InFolder::expect_refused(Args{"train"} + args, says, "dense train");
+  }
+  const Args small = {"train", "--data.path",      "names.txt", "--batch",        "4",  "--time",
+                      "8",     "--model.n_layer",  "1",         "--model.n_embd", "16", "--optimizer.lr",
+                      "0.01",  "--evaluate.every", "0"};
+};
+
+TEST_F(Train, LearnsAndLeavesAFolderLikeHuggingFaces) {
+  for (const Args& more : {Args{}, {"--precision", "bf16"}, {"--model_type", "microgpt"}}) {
+    const Outcome outcome = train(Args{"--steps", "60", "--out", "r"} + more);
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    EXPECT_EQ(outcome.out, "");
+    EXPECT_EQ(losses("r").size(), 60u);
+    EXPECT_LT(losses("r").back(), losses("r").front() - 1) << outcome.err;
+    EXPECT_EQ(json::parse(contents(folder / "r/model/config.json"))["vocab_size"], 256);
+    EXPECT_EQ(json::parse(contents(folder / "r/run.json"))["status"], "done");
+    ASSERT_EQ(train(Args{"--steps", "60", "--out", "s", "--threads", "1"} + more).exit_code, 0);
+    EXPECT_TRUE(weights("r") == weights("s")) << "other bits with one thread";
+    EXPECT_EQ(run({"generate", "r", "--prompt", "an", "--tokens", "3"}).exit_code, 0);
+    fs::remove_all(folder / "r"), fs::remove_all(folder / "s");
+  }
+}
+
+TEST_F(Train, EveryPageIsSmallEnoughToBeTriedAtOnce) {
+  write("t/tokenizer.json", R"({"added_tokens": [{"id": 0, "content": "[MASK]", "special": true, "single_word": false,
+    "lstrip": false, "rstrip": false, "normalized": false}], "pre_tokenizer": {"type": "Whitespace"},
+    "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9,
+    "vocab": {"[MASK]": 0, "[UNK]": 1, "anna": 2, "bob": 3, "carol": 4, "dave": 5}}})");
+  for (const Page& page : cli::pages()) {
+    const Args call = {"train", "--model_type", page.model_type, "--data.path", "names.txt", "--time", "8", "--batch",
+                       "2"};
+    const Outcome outcome = run(call + Args{"--steps", "2", "--evaluate.every", "0"} +
+                                (page.generates() ? Args{} : Args{"--data.tokenizer", "t"}));
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    EXPECT_TRUE(contains(outcome.err, "trained 2 of 2 steps")) << outcome.err;
+  }
+}
+
+// ---- steps of several parts
+
+TEST_F(Train, PartsAreTheWholeBatchToRounding) {
+  const Args steps = {"--steps", "5", "--optimizer.clip", "0.5", "--model.resid_pdrop", "0", "--model.embd_pdrop", "0"};
+  const Args rest = {"--data.path", "names.txt", "--time", "8", "--model.n_layer", "1", "--model.n_embd", "16"};
+  ASSERT_EQ(run(Args{"train", "--out", "whole", "--batch", "12"} + rest + steps).exit_code, 0);
+  ASSERT_EQ(run(Args{"train", "--out", "six", "--batch", "2", "--parts", "6"} + rest + steps).exit_code, 0);
+  const json whole = lines_of("whole/metrics.jsonl"), six = lines_of("six/metrics.jsonl");
+  for (size_t i = 0; i < 5; ++i) {
+    EXPECT_NEAR(double(whole[i]["loss"]), double(six[i]["loss"]), 2e-6);
+    EXPECT_NEAR(double(whole[i]["norm"]), double(six[i]["norm"]), 2e-5);
+  }
+  EXPECT_GT(double(whole[0]["norm"]), 0.5);  // it was clipped
+}
+
+// ---- stopping and going on
+
+TEST_F(Train, AResumedRunHasTheBitsOfOneThatNeverStopped) {
+  for (const Args& more : {Args{}, {"--parts", "3"}, {"--precision", "bf16", "--optimizer.clip", "0.1"}}) {
+    const Args schedule = {"--optimizer.schedule", "constant", "--optimizer.warmup", "6", "--save.every", "4"};
+    ASSERT_EQ(train(schedule + more + Args{"--steps", "20", "--out", "a"}).exit_code, 0);
+    ASSERT_EQ(train(schedule + more + Args{"--steps", "11", "--out", "b"}).exit_code, 0);
+    EXPECT_FALSE(weights("a") == weights("b"));
+    const Outcome resumed = run({"train", "--resume", "b", "--steps", "20"});
+    ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
+    EXPECT_TRUE(contains(resumed.err, "resumed after step 11")) << resumed.err;
+    EXPECT_TRUE(weights("a") == weights("b"));
+    EXPECT_EQ(losses("a"), losses("b"));
+    fs::remove_all(folder / "a"), fs::remove_all(folder / "b");
+  }
+}
+
+TEST_F(Train, ARunThatIsKilledAnywhereGoesOnWithTheSameBits) {
+  const Args length = {"--steps", "60", "--save.every", "3", "--model.n_embd=16"};
+  const Args call = {"train", "--data.path", "names.txt", "--batch", "4", "--time", "8", "--model.n_layer", "1"};
+  ASSERT_EQ(run(call + length + Args{"--out", "a"}).exit_code, 0);
+  std::mt19937 random(1);
+  Args next = call + length + Args{"--out", "b"};
+  for (int kills = 0; kills < 20; ++kills) {
+    Process process(folder, next);
+    std::this_thread::sleep_for(std::chrono::microseconds(20'000 + random() % 130'000));
+    process.send(SIGKILL);
+    process.wait();
+    if (fs::exists(folder / "b/config.json")) next = {"train", "--resume", "b"};
+  }
+  const Outcome last = run(next);
+  ASSERT_EQ(last.exit_code, 0) << last.err;
+  EXPECT_TRUE(weights("a") == weights("b"));
+  EXPECT_EQ(losses("a"), losses("b"));
+}
+
+TEST_F(Train, SignalsSaveAndHaveTheirOwnExitCodes) {
+  for (int signal : {SIGINT, SIGTERM, SIGUSR1}) {
+    Process process(folder, small + Args{"--steps", "2000000000", "--out", "r"});
+    while (!contains(process.err(), "first step")) std::this_thread::sleep_for(1ms);
+    process.send(signal);
+    EXPECT_EQ(process.wait(), 128 + signal);
+    EXPECT_TRUE(contains(process.err(), "saved r")) << process.err();
+    EXPECT_EQ(json::parse(contents(folder / "r/run.json"))["status"], "stopped");
+    EXPECT_TRUE(fs::exists(folder / "r/model/model.safetensors"));
+    fs::remove_all(folder / "r");
+  }
+}
+
+TEST_F(Train, KeepsTheLastCheckpointsAndTheBest) {
+  write("v.txt", names(30) + std::string(60, 'x') + "\n");  // what is validated on becomes less likely
+  ASSERT_EQ(train({"--steps", "1", "--out", "x"}).exit_code, 0);
+  const Outcome outcome = run({"train", "--data.path",      "v.txt", "--data.validation",
+                               "0.1",   "--batch",          "4",     "--time",
+                               "8",     "--steps",          "60",    "--save.every",
+                               "10",    "--evaluate.every", "10",    "--save.keep",
+                               "2",     "--optimizer.lr",   "0.01",  "--out",
+                               "r"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  double best = 1e9;
+  int64_t best_step = 0;
+  for (const json& line : lines_of("r/metrics.jsonl"))
+    if (line.contains("validation") && line["validation"] < best) best = line["validation"], best_step = line["step"];
+  std::set<int64_t> kept, expected{50, 60, best_step};
+  for (const auto& entry : fs::directory_iterator(folder / "r/checkpoints"))
+    kept.insert(std::stoll(entry.path().filename().string().substr(5)));
+  EXPECT_EQ(kept, expected);
+  EXPECT_LT(best_step, 50);
+}
+
+TEST_F(Train, GoesOnWhereNothingCanBeSavedAndKeepsWhatThereIs) {
+  Process process(folder, small + Args{"--steps", "2000000000", "--save.every", "20", "--out", "r"});
+  while (!fs::exists(folder / "r/checkpoints/step-00000020")) std::this_thread::sleep_for(1ms);
+  fs::rename(folder / "r/checkpoints", folder / "r/kept");
+  write("r/checkpoints", "not a folder");
+  while (!contains(process.err(), "nothing saved: ")) std::this_thread::sleep_for(1ms);
+  const auto warned = lines(process.err()).size();
+  while (lines(process.err()).size() < warned + 2) std::this_thread::sleep_for(1ms);  // it says so again: it goes on
+  process.send(SIGTERM);
+  EXPECT_EQ(process.wait(), 2);
+  EXPECT_TRUE(contains(process.err(), "the last step is not saved")) << process.err();
+  EXPECT_FALSE(fs::is_empty(folder / "r/kept"));
+  EXPECT_EQ(json::parse(contents(folder / "r/run.json"))["status"], "failed");
+}
+
+// ---- from a Hugging Face folder, and back
+
+TEST_F(Train, ContinuesFromAHuggingFaceFolder) {
+  ASSERT_EQ(train({"--steps", "40", "--out", "a"}).exit_code, 0);
+  const Args call = {"train", "--from", "a", "--data.path", "names.txt", "--batch", "4", "--time", "8", "--out", "b"};
+  const Outcome tuned = run(call + Args{"--steps", "5", "--optimizer.lr", "1e-4"});
+  ASSERT_EQ(tuned.exit_code, 0) << tuned.err;
+  EXPECT_NEAR(losses("b").front(), losses("a").back(), 0.5);
+  EXPECT_EQ(contents(folder / "a/model/tokenizer.json"), contents(folder / "b/model/tokenizer.json"));
+  EXPECT_EQ(run({"generate", "b", "--prompt", "an", "--tokens", "2"}).exit_code, 0);
+}
+
+// Older files hold tied weights twice; the copy must not outlive the training of the other.
+TEST_F(Train, ATiedCopyThatAFileHoldsIsNotKeptUntrained) {
+  ASSERT_EQ(train({"--steps", "1", "--out", "a"}).exit_code, 0);
+  const StoredTensors stored = read_safetensors(folder / "a/model");
+  std::vector<StoredTensor> with_copy;
+  for (const auto& [name, tensor] : stored) with_copy.push_back(tensor);
+  with_copy.push_back(stored.at("transformer.wte.weight"));
+  with_copy.back().name = "lm_head.weight";
+  write_safetensors(folder / "a/model/model.safetensors", with_copy);
+  ASSERT_EQ(
+      run({"train", "--from", "a", "--data.path", "names.txt", "--time", "8", "--steps", "1", "--out", "b"}).exit_code,
+      0);
+  EXPECT_FALSE(read_safetensors(folder / "b/model").contains("lm_head.weight"));
+}
+
+// ---- configs
+
+TEST_F(Train, TheConfigOfARunMakesTheSameRun) {
+  ASSERT_EQ(train({"--steps", "6", "--out", "a", "--optimizer.beta1", "0.8"}).exit_code, 0);
+  const json config = json::parse(contents(folder / "a/config.json"));
+  EXPECT_EQ(config["optimizer"]["beta1"], 0.8);
+  EXPECT_EQ(config["model"]["n_embd"], 16);
+  ASSERT_EQ(run({"train", "--config", "a/config.json", "--out", "b"}).exit_code, 0);
+  EXPECT_TRUE(weights("a") == weights("b"));
+  json changed = config;
+  changed["optimiser"] = {{"lr", 1}};
+  write("c.json", changed.dump());
+  expect_refused({"--config", "c.json"}, "c.json: ignored, being unknown here: optimiser");
+  changed = config;
+  changed["batch"] = 0;
+  write("c.json", changed.dump());
+  expect_refused({"--config", "c.json"}, "c.json: batch: expected 1 or more, got 0");
+}
+
+std::string one_of_the_pages() {
+  std::string names;
+  for (const Page& page : cli::pages()) names += (names.empty() ? "" : ", ") + page.model_type;
+  return "expected one of " + names;
+}
+
+TEST_F(Train, RefusesWhatDoesNotFit) {
+  ASSERT_EQ(train({"--steps", "1", "--out", "r"}).exit_code, 0);
+  const std::pair<Args, std::string> cases[] = {
+      {{"--precision", "f16"}, "precision: expected f32 or bf16, got f16"},
+      {{"--optimizer.schedule", "step"}, "optimizer.schedule: expected cosine, linear or constant, got step"},
+      {{"--model.n_heads", "2"}, "unknown flag --model.n_heads; did you mean --model.n_head?"},
+      {{"--model.n_layer", "0"}, "--model.n_layer: expected 1 or more, got 0"},
+      {{"--model.n_head", "3"}, "gpt2: n_head: expected a divisor of n_embd = 128, got 3"},
+      {{"--model.activation_function", "gelo"}, "activation: expected one of gelu, "},
+      {{"--model.tie_word_embeddings", "yes"}, "--model.tie_word_embeddings: expected true or false, got \"yes\""},
+      {{"--model.vocab_size", "9"}, "data: expected at most the model's 9 tokens, got 256"},
+      {{"--model_type", "gpt3"}, "model_type: " + one_of_the_pages() + ", got gpt3"},
+      {{"--model_type", "bert"},
+       "data.tokenizer: expected one with a token [MASK] or <mask>, since bert learns to fill it in"},
+      {{"--data.path", "none.txt"}, "none.txt: cannot open"},
+      {{"--data.documents", "words"}, "data.documents: expected files or lines, got words"},
+      {{"--data.validation", "1"}, "data.validation: expected a share of 0 or more, below 1, got 1"},
+      {{"--time", "1000"}, "data: expected more than time = 1000 tokens to train on, got "},
+      {{"--out", "names.txt"}, "out: names.txt: expected a folder"},
+      {{"--out", "r"}, "out: r: holds a run already; resume it, or choose another folder"},
+      {{"--resume", "none"}, "none/config.json: cannot open"},
+  };
+  for (const auto& [args, says] : cases) {
+    Args all = args;
+    for (const auto& [flag, value] : {std::pair("--data.path", "names.txt"), {"--steps", "1"}, {"--time", "8"}})
+      if (args[0] != flag && args[0] != "--resume") all = all + Args{flag, value};
+    expect_refused(all, says);
+  }
+}
+
+// ---- data
+
+TEST(Data, AnOrderHasEveryNumberOnce) {
+  for (uint64_t n : {1, 2, 3, 7, 64, 1000}) {
+    std::vector<uint64_t> a, b;
+    for (uint64_t i = 0; i < n; ++i) a.push_back(shuffled(i, n, 1)), b.push_back(shuffled(i, n, 2));
+    if (n > 60) {
+      EXPECT_NE(a, b);
+      EXPECT_FALSE(std::ranges::is_sorted(a));
+    }
+    std::ranges::sort(a);
+    for (uint64_t i = 0; i < n; ++i) EXPECT_EQ(a[i], i);
+  }
+}
+
+TEST(Data, WindowsShareOneTokenAndSpanNoParts) {
+  Tokens tokens;
+  std::vector<uint32_t> ids(10);
+  std::iota(ids.begin(), ids.end(), 0);
+  tokens.add(ids, {0, 6});
+  tokens.add({20, 21, 22, 23, 24}, {0});
+  EXPECT_EQ(tokens.size(), 15);
+  EXPECT_EQ(tokens.windows(3), 3 + 1);
+  std::vector<int32_t> window(4);
+  tokens.window(2, 3, window);
+  EXPECT_EQ(window, (std::vector<int32_t>{6, 7, 8, 9}));
+  tokens.window(3, 3, window);
+  EXPECT_EQ(window, (std::vector<int32_t>{20, 21, 22, 23}));
+  const auto [first, last] = tokens.split(0.4);  // the next document begins after 10
+  EXPECT_EQ(first.size(), 10);
+  EXPECT_EQ(last.size(), 5);
+  EXPECT_EQ(tokens.split(0).first.size(), 15);
+}
+
+TEST_F(Train, TokensAreTrainedOnAsTheirTextIs) {
+  write("words/b.txt", "the cat saw the dog; " + names(10));
+  write("words/a.txt", names(20));
+  const Args rest = {"--batch", "2", "--time", "8", "--steps", "5", "--data.validation", "0"};
+  for (const char* tokenizer : {"bytes", "characters"}) {
+    const Outcome made = run({"tokens", "words", "t", "--tokenizer", tokenizer});
+    ASSERT_EQ(made.exit_code, 0) << made.err;
+    const StoredTensors stored = read_safetensors(folder / "t/tokens-00000.safetensors");
+    EXPECT_EQ(stored.at("tokens").dtype, "U16");
+    EXPECT_EQ(stored.at("tokens").shape, Shape{int64_t(names(30).size() + 21)});
+    ASSERT_EQ(run(Args{"train", "--data.path", "t", "--out", "a"} + rest).exit_code, 0);
+    ASSERT_EQ(run(Args{"train", "--data.path", "words", "--data.tokenizer", tokenizer, "--out", "b"} + rest).exit_code,
+              0);
+    EXPECT_TRUE(weights("a") == weights("b"));
+    EXPECT_EQ(contents(folder / "a/model/tokenizer.json"), contents(folder / "b/model/tokenizer.json"));
+    const Outcome said = run({"generate", "a", "--prompt", "an", "--tokens", "3"});
+    EXPECT_TRUE(said.out.starts_with("an")) << said.out << said.err;
+    for (const char* each : {"t", "a", "b"}) fs::remove_all(folder / each);
+  }
+  ASSERT_EQ(run({"tokens", "words", "t", "--documents", "lines", "--shard", "100"}).exit_code, 0);
+  EXPECT_TRUE(fs::exists(folder / "t/tokens-00004.safetensors"));
+  ASSERT_EQ(run(Args{"train", "--data.path", "t", "--out", "a"} + rest).exit_code, 0);
+  InFolder::expect_refused({"tokens", "words", "t"}, "t: exists already", "dense tokens");
+  write("t/tokens-00001.safetensors", contents(folder / "a/model/model.safetensors"));
+  expect_refused({"--data.path", "t"}, "t/tokens-00001.safetensors: tokens: expected a list of whole numbers, missing");
+}
+
+TEST_F(Train, LinesAreDocumentsInAnotherOrder) {
+  ASSERT_EQ(run({"tokens", "names.txt", "t", "--documents", "lines"}).exit_code, 0);
+  const StoredTensors stored = read_safetensors(folder / "t/tokens-00000.safetensors");
+  const std::vector<int32_t> ids = [&] {
+    const auto bytes = stored.at("tokens").bytes;
+    const std::span narrow(reinterpret_cast<const uint16_t*>(bytes.data()), bytes.size() / 2);
+    return std::vector<int32_t>(narrow.begin(), narrow.end());
+  }();
+  const std::string text(ids.begin(), ids.end());
+  Args shuffled_lines = lines(text), sorted_lines = shuffled_lines, before = lines(names(40));
+  EXPECT_NE(shuffled_lines, before);
+  std::ranges::sort(sorted_lines), std::ranges::sort(before);
+  EXPECT_EQ(sorted_lines, before);
+  EXPECT_EQ(stored.at("documents").shape, Shape{160});
+  EXPECT_EQ(stored.at("tokens").shape, Shape{int64_t(names(40).size())});
+}
+
+// ---- records
+
+uint32_t crc32c(const std::string& data) {
+  uint32_t crc = 0xffffffff;
+  for (char c : data) {
+    crc ^= uint8_t(c);
+    for (int bit = 0; bit < 8; ++bit) crc = crc & 1 ? crc >> 1 ^ 0x82f63b78 : crc >> 1;
+  }
+  crc = ~crc;
+  return (crc >> 15 | crc << 17) + 0xa282ead8;
+}
+
+TEST_F(Train, TensorBoardFindsTheSameNumbers) {
+  EXPECT_EQ(crc32c(std::string("\x18\0\0\0\0\0\0\0", 8)), 0x224b7fa3u);  // of TensorBoard's own tests
+  ASSERT_EQ(train({"--steps", "5", "--out", "r"}).exit_code, 0);
+  fs::path file;
+  for (const auto& entry : fs::directory_iterator(folder / "r"))
+    if (contains(entry.path().filename().string(), "tfevents")) file = entry.path();
+  const std::string bytes = contents(file);
+  std::vector<std::string> records;
+  for (size_t at = 0; at < bytes.size();) {
+    uint64_t length = 0;
+    uint32_t of_length = 0, of_data = 0;
+    std::memcpy(&length, bytes.data() + at, 8);
+    std::memcpy(&of_length, bytes.data() + at + 8, 4);
+    ASSERT_LE(at + 16 + length, bytes.size());
+    EXPECT_EQ(of_length, crc32c(bytes.substr(at, 8)));
+    records.push_back(bytes.substr(at + 12, length));
+    std::memcpy(&of_data, bytes.data() + at + 12 + length, 4);
+    EXPECT_EQ(of_data, crc32c(records.back()));
+    at += 16 + length;
+  }
+  ASSERT_GE(records.size(), 6u);
+  EXPECT_TRUE(contains(records[0], "brain.Event:2"));
+  const json metrics = lines_of("r/metrics.jsonl");
+  for (size_t i = 0; i < 5; ++i) {  // "loss", then its value as a float
+    const size_t name = records[i + 1].find("loss");
+    ASSERT_NE(name, std::string::npos);
+    float value = 0;
+    ASSERT_EQ(records[i + 1][name + 4], '\x15');
+    std::memcpy(&value, records[i + 1].data() + name + 5, 4);
+    EXPECT_EQ(value, float(metrics[i]["loss"]));
+    EXPECT_EQ(records[i + 1][10], char(i + 1));  // the step
+  }
+}
+
+}  // namespace
