@@ -223,6 +223,43 @@ TEST(NN, RopeTurnsPairsByTheirPosition) {
               1e-6, "counted");
 }
 
+TEST(NN, ConvolutionsSumOverNeighboursInGroupsOfChannels) {
+  const int64_t B = 2, T = 5, C = 6, O = 4;
+  for (int64_t groups : {1, 2})
+    for (int64_t K : {1, 3, 5, 13}) {
+      Graph graph(1);
+      const Pair x = input(graph, {B, T, C}, Dtype::f64), w = input(graph, {O, C / groups, K}, Dtype::f64);
+      const Pair dy = input(graph, {B, T, O}, Dtype::f64);
+      Array y{{B, T, O}, std::vector<double>(size_t(B * T * O))}, dx = x.a, dw = w.a;
+      std::ranges::fill(dx.values, 0), std::ranges::fill(dw.values, 0);
+      for (int64_t b = 0; b < B; ++b)
+        for (int64_t t = 0; t < T; ++t)
+          for (int64_t o = 0; o < O; ++o)
+            for (int64_t i = 0; i < C / groups; ++i)
+              for (int64_t k = 0; k < K; ++k) {
+                const int64_t from = t + k - K / 2, c = o / (O / groups) * (C / groups) + i;
+                if (from < 0 || from >= T) continue;
+                const auto at_y = size_t((b * T + t) * O + o), at_x = size_t((b * T + from) * C + c);
+                const auto at_w = size_t((o * C / groups + i) * K + k);
+                y.values[at_y] += x.a.values[at_x] * w.a.values[at_w];
+                dx.values[at_x] += dy.a.values[at_y] * w.a.values[at_w];
+                dw.values[at_w] += dy.a.values[at_y] * x.a.values[at_x];
+              }
+      const std::string what = "conv1d " + to_string(w.x.shape());
+      expect_near(conv1d(x.x, w.x), y, 1e-12, what);
+      const std::vector<Tensor> d = grad(sum(conv1d(x.x, w.x) * dy.x), {x.x, w.x});
+      expect_near(d[0], dx, 1e-12, what + " dx");
+      expect_near(d[1], dw, 1e-12, what + " dw");
+    }
+  Graph graph(1);
+  for (const Shape& w : {Shape{4, 6, 2}, {4, 4, 3}, {3, 3, 3}, {4, 6}})
+    EXPECT_EQ(error_of([&] {
+                conv1d(graph.input({2, 5, 6}), graph.input(w));
+              }),
+              "conv1d: (2, 5, 6) and " + to_string(w) +
+                  ": expected (B, T, C) and (O, C / groups, an odd K), groups dividing O");
+}
+
 TEST(NN, DropoutHasTheRightMeanAndScale) {
   Graph graph(1);
   const Tensor x = graph.input({100, 1000}), key = graph.input({2}, Dtype::i32);

@@ -130,6 +130,26 @@ Tensor rope(Tensor x, const Rotation& rotation) {
   return concat(std::array{a * c - b * s, b * c + a * s}, 3);
 }
 
+Tensor conv1d(Tensor x, Tensor weight) {
+  if (x.rank() != 3 || weight.rank() != 3 || x.size(2) % weight.size(1) || weight.size(2) % 2 == 0 ||
+      weight.size(0) % (x.size(2) / weight.size(1)))
+    fail("conv1d: ", to_string(x.shape()), " and ", to_string(weight.shape()),
+         ": expected (B, T, C) and (O, C / groups, an odd K), groups dividing O");
+  const int64_t B = x.size(0), T = x.size(1), C = x.size(2), K = weight.size(2), groups = C / weight.size(1);
+  if (K > 1) {
+    const Tensor side = cast(x.graph().input({B, K / 2, C}), x.dtype());
+    x = concat(std::array{side, x, side}, 1);
+  }
+  Tensor y;
+  for (int64_t k = 0; k < K; ++k) {
+    const Tensor seen = rearrange<"b t (g i) -> g (b t) i", "g">(slice(x, 1, k, k + T), groups);
+    const Tensor tap = rearrange<"(g o) i 1 -> g i o", "g">(slice(weight, 2, k, k + 1), groups);
+    const Tensor part = matmul(seen, tap);  // (g, B T, O / g)
+    y = y ? y + part : part;
+  }
+  return rearrange<"g (b t) o -> b t (g o)", "t">(y, T);
+}
+
 Tensor dropout(Tensor x, double p, uint64_t seed, Tensor key) {
   if (!(p >= 0 && p < 1)) fail("dropout: expected a probability of 0 or more, below 1, got ", p);
   if (p == 0) return x;

@@ -32,6 +32,9 @@ struct Rotation {
 Rotation rotation(Tensor positions, std::span<const float> frequencies);
 Tensor rope(Tensor x, const Rotation& rotation);                  // x (B, T, H, D)
 std::vector<float> rope_frequencies(int64_t head, double theta);  // theta^(-2 i / head), for each pair of a head's
+// A convolution: each token and its K - 1 neighbours, zeros around a row. x (B, T, C), weight (O, C / groups, K) with an
+// odd K -> (B, T, O).
+Tensor conv1d(Tensor x, Tensor weight);
 // Each element is kept with probability 1 - p and then divided by it. Which ones: a function of the seed and the key
 // (two i32, such as the number of the step).
 Tensor dropout(Tensor x, double p, uint64_t seed, Tensor key);
