@@ -85,6 +85,16 @@ Expected read(const Json& json, std::vector<T>& value) {
   }
   return "";
 }
+// One text may hold what would be a list: "c2p|p2c" is how files of DeBERTa have it.
+Expected read(const Json& json, std::vector<std::string>& value) {
+  if (json.kind != Json::string) return read<std::string>(json, value);
+  value = {""};
+  for (char c : json.text) {
+    if (c == '|') value.emplace_back();
+    else if (c != ' ') value.back() += c;
+  }
+  return "";
+}
 template <class T>
 Expected read(const Json& json, std::optional<T>& value) {
   if (json.kind == Json::null) return value.reset(), "";
