@@ -116,8 +116,11 @@ void Parameters::check(std::span<const std::string> inert) const {
   for (const std::string& problem : problems_) add(problem);
   for (const auto& entry : all_) {
     const auto& [name, parameter] = entry;
-    const bool minded = std::ranges::none_of(inert, [&](const auto& end) { return entry.first.ends_with(end); });
-    if (!parameter.declared && minded) add(text(name, " ", to_string(parameter.shape), ": expected no such tensor"));
+    const auto matches = [&](const std::string& part) {
+      return entry.first.ends_with(part) || (part.ends_with('.') && entry.first.starts_with(part));
+    };
+    if (!parameter.declared && std::ranges::none_of(inert, matches))
+      add(text(name, " ", to_string(parameter.shape), ": expected no such tensor"));
   }
   if (!all.empty()) fail(all);
 }

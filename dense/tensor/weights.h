@@ -56,7 +56,7 @@ class Parameters {
   // The values of a parameter that is new, computed in f32 and rounded to this type.
   Memory initial(const Parameter& parameter, Dtype dtype = Dtype::f32) const;
   // Throws Error that names every tensor that is missing, misshapen or surplus; `inert` says which surplus ones are not
-  // minded: names that end so.
+  // minded: names that end so, or begin so where it ends with a dot.
   void check(std::span<const std::string> inert = {}) const;
 
   const std::map<std::string, Parameter>& all() const { return all_; }
