@@ -52,6 +52,8 @@ struct Context {
     if (!starts) return slice(table, 0, 0, ids.size(1));
     return gather(table, cast(min(positions(ids), double(table.size(0) - 1)), Dtype::i32));
   }
+  // Rows of a table of token types, to be added to (B, T, C).
+  Tensor at_types(Tensor table) const { return token_types ? gather(table, token_types) : slice(table, 0, 0, 1); }
   // Attention to real tokens, in generation to those that came before, too.
   Tensor attention(Tensor q, Tensor k, Tensor v, const AttentionOptions& options) {
     return dense::attention(q, k, v, options, lengths, starts, cache ? next_layer(k) : KeyValues());
