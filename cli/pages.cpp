@@ -1,6 +1,7 @@
 #include "cli/pages.h"
 
 #include "models/bert.h"
+#include "models/deberta_v2.h"
 #include "models/esm.h"
 #include "models/gemma.h"
 #include "models/gemma2.h"
@@ -16,8 +17,8 @@
 #include "models/t5.h"
 
 std::vector<dense::Page> dense::cli::pages() {
-  return {page<gpt2::Config>(),    page<bert::Config>(),     page<esm::Config>(),   page<gemma::Config>(),
-          page<gemma2::Config>(),  page<gpt_neox::Config>(), page<llama::Config>(), page<microgpt::Config>(),
-          page<mistral::Config>(), page<mixtral::Config>(),  page<olmo2::Config>(), page<phi3::Config>(),
-          page<qwen2::Config>(),   page<t5::Config>()};
+  return {page<gpt2::Config>(),     page<bert::Config>(),    page<deberta_v2::Config>(), page<esm::Config>(),
+          page<gemma::Config>(),    page<gemma2::Config>(),  page<gpt_neox::Config>(),   page<llama::Config>(),
+          page<microgpt::Config>(), page<mistral::Config>(), page<mixtral::Config>(),    page<olmo2::Config>(),
+          page<phi3::Config>(),     page<qwen2::Config>(),   page<t5::Config>()};
 }

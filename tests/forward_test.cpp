@@ -24,8 +24,8 @@ namespace fs = std::filesystem;
 using Args = std::vector<std::string>;
 
 const char* const cases[] = {
-    "gpt2",   "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2",  "gemma", "phi3", "olmo2",
-    "gemma2", "gpt_neox",          "bert",     "esm",   "t5",     "t5_v10",  "mixtral"};
+    "gpt2",   "gpt2_bf16_sharded", "gpt2_f16", "llama", "llama3", "mistral", "qwen2",   "gemma",     "phi3", "olmo2",
+    "gemma2", "gpt_neox",          "bert",     "esm",   "t5",     "t5_v10",  "mixtral", "deberta_v2"};
 
 std::string fixture(const std::string& name) { return shared_folder() + "/fixtures/hf/" + name; }
 
@@ -223,9 +223,12 @@ TEST_F(Forward, HubFoldersGiveTheSameBytes) {
     SCOPED_TRACE(name);
     const std::string inputs = fixture(name) + "/inputs.safetensors", want = outputs(fixture(name), inputs);
     const bool gpt2 = name.starts_with("gpt2"), gpt_neox = name == "gpt_neox";
-    const bool encoder = name == "bert" || name == "esm", t5 = name.starts_with("t5");
+    const bool encoder = name == "bert" || name == "esm" || name == "deberta_v2", t5 = name.starts_with("t5");
+    const std::string base = gpt2                   ? "transformer."
+                             : name == "deberta_v2" ? "deberta."
+                             : gpt_neox || encoder  ? name + "."
+                                                    : "model.";
     const auto without_base = [&](std::vector<StoredTensor>& tensors) {
-      const std::string base = gpt2 ? "transformer." : gpt_neox || encoder ? name + "." : "model.";
       for (StoredTensor& t : tensors)
         if (t.name.starts_with(base)) t.name = t.name.substr(base.size());
     };
@@ -527,7 +530,23 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"t5", "num_layers", 1, "encoder.block.1.layer.0.SelfAttention.k.weight (48, 64): expected no such tensor"},
       {"t5", "num_decoder_layers", 3, "decoder.block.2.layer.1.EncDecAttention.k.weight: expected (48, 64), missing"},
       {"t5_v10", "tie_word_embeddings", false, "lm_head.weight: expected (160, 64), missing"},
-      {"t5", "decoder_start_token_id", -1, "decoder_start_token_id: expected 0 or more, got -1"}};
+      {"t5", "decoder_start_token_id", -1, "decoder_start_token_id: expected 0 or more, got -1"},
+      {"deberta_v2", "num_attention_heads", 3, "num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
+      {"deberta_v2", "pos_att_type", {"c2p", "p2p"}, "deberta_v2: pos_att_type: expected c2p and p2c, got p2p"},
+      {"deberta_v2", "pos_att_type", "c2p|p2p", "deberta_v2: pos_att_type: expected c2p and p2c, got p2p"},
+      {"deberta_v2", "pos_att_type", 2, "pos_att_type: expected a list, got 2"},
+      {"deberta_v2", "share_att_key", false, "layer.0.attention.self.pos_key_proj.weight: expected (64, 64), missing"},
+      {"deberta_v2", "norm_rel_ebd", "batch_norm", "norm_rel_ebd: expected none or layer_norm, got batch_norm"},
+      {"deberta_v2", "position_buckets", 1, "deberta_v2: position_buckets: expected 2 to 125, or 0, got 1"},
+      {"deberta_v2", "max_relative_positions", 5, "deberta_v2: position_buckets: expected 2 to 7, or 0, got 8"},
+      {"deberta_v2", "position_buckets", 9, "deberta.encoder.rel_embeddings.weight: expected (18, 64), got (16, 64)"},
+      {"deberta_v2", "position_buckets", -1, "encoder.rel_embeddings.weight: expected (128, 64), got (16, 64)"},
+      {"deberta_v2", "relative_attention", false, "rel_embeddings.weight (16, 64): expected no such tensor"},
+      {"deberta_v2", "position_biased_input", true, "position_embeddings.weight: expected (64, 64), missing"},
+      {"deberta_v2", "type_vocab_size", 2, "token_type_embeddings.weight: expected (2, 64), missing"},
+      {"deberta_v2", "conv_kernel_size", 2, "conv1d: (1, 1, 64) and (64, 64, 2): expected (B, T, C) and"},
+      {"deberta_v2", "conv_kernel_size", 3, "deberta.encoder.conv.conv.weight: expected (64, 64, 3), missing"},
+      {"deberta_v2", "legacy", false, "lm_predictions.lm_head.dense.weight: expected (64, 64), missing"}};
 
   for (const auto& [name, field, value, says] : changes) {
     Changed changed(name);
@@ -645,6 +664,7 @@ TEST_F(Forward, TokenTypesAreBertsAlone) {
   refused("bert", Ids(48, 2), "token_type_ids: expected 0 to 1, got 2 at 0");
   refused("bert", Ids(48, -1), "token_type_ids: expected 0 to 1, got -1 at 0");
   refused("gpt2", Ids(48, 0), "token_type_ids: expected none, since gpt2 knows of no types");
+  refused("deberta_v2", Ids(48, 0), "token_type_ids: expected none, since deberta-v2 knows of no types");
   expect_refused({fixture("bert"), write_inputs(folder, {ids(Ids(48), {2, 24}), ids({0, 1}, {1, 2}, "token_type_ids")}),
                   "y.safetensors"},
                  "token_type_ids: expected (2, 24), got (1, 2)");
@@ -653,7 +673,8 @@ TEST_F(Forward, TokenTypesAreBertsAlone) {
 TEST_F(Forward, AnUntiedDecoderIsItsOwnTensor) {
   for (const auto& [name, decoder, words, V] :
        {std::tuple("bert", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight", 160),
-        std::tuple("esm", "lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight", 33)}) {
+        std::tuple("esm", "lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight", 33),
+        std::tuple("deberta_v2", "cls.predictions.decoder.weight", "deberta.embeddings.word_embeddings.weight", 160)}) {
     const std::string inputs = fixture(name) + "/inputs.safetensors", want = outputs(fixture(name), inputs, {});
     Changed untied(name);
     untied.config["tie_word_embeddings"] = false;
@@ -665,6 +686,53 @@ TEST_F(Forward, AnUntiedDecoderIsItsOwnTensor) {
     untied.at(decoder) = tensor(decoder, "F32", {V, 64}, copy);
     EXPECT_TRUE(outputs(untied.write(folder, "untied"), inputs, {}) != want);
   }
+}
+
+// As the Hub has DeBERTa: positions in one text, the head of the first files, those of other tasks, and the same weights
+// under names of their own.
+TEST_F(Forward, DebertaIsReadAsTheHubHasIt) {
+  const std::string inputs = fixture("deberta_v2") + "/inputs.safetensors",
+                    want = outputs(fixture("deberta_v2"), inputs);
+  const auto add = [](Changed& model, const std::string& name, const Shape& shape) {
+    model.tensors.push_back(
+        tensor(name, "F32", shape, std::vector<float>(size_t(shape[0] * (shape.size() > 1 ? shape[1] : 1)), 3)));
+  };
+  Changed heads("deberta_v2");
+  add(heads, "deberta.embeddings.position_embeddings.weight", {64, 64});
+  heads.tensors.push_back(ids(Ids(64), {1, 64}, "deberta.embeddings.position_ids"));
+  for (const std::string part : {"lm_predictions.lm_head.", "mask_predictions."})
+    for (const char* name : {"dense.weight", "LayerNorm.weight", "bias"}) add(heads, part + name, {64});
+  add(heads, "pooler.dense.weight", {64, 64});
+  add(heads, "cls.predictions.decoder.bias", {160});
+  heads.config["pos_att_type"] = "p2c|c2p";
+  heads.config["attention_head_size"] = 16;
+  for (const char* field : {"legacy", "pad_token_id", "type_vocab_size", "pooler_dropout"}) heads.config.erase(field);
+  EXPECT_TRUE(outputs(heads.write(folder, "heads"), inputs) == want);
+  add(heads, "deberta.pooler.dense.weight", {64, 64});
+  expect_refused(heads.write(folder, "heads"), inputs, "deberta.pooler.dense.weight (64, 64): expected no such tensor");
+
+  outputs(fixture("deberta_v2"), inputs, {});
+  const std::vector<float> logits = to_f32(read_safetensors(folder / "outputs.safetensors").at("logits"));
+  const auto same = [&](const Changed& model) {
+    outputs(model.write(folder, "model"), inputs, {});
+    return to_f32(read_safetensors(folder / "outputs.safetensors").at("logits")) == logits;
+  };
+  Changed first("deberta_v2"), own("deberta_v2"), unused("deberta_v2");
+  first.config["legacy"] = false;
+  for (StoredTensor& t : first.tensors)
+    for (const std::string part : {"cls.predictions.transform.", "cls.predictions."})
+      if (t.name.starts_with(part)) t.name = "lm_predictions.lm_head." + t.name.substr(part.size());
+  EXPECT_TRUE(same(first));
+  own.config["share_att_key"] = false;
+  for (StoredTensor t : std::vector(own.tensors))
+    for (const std::string part : {"self.key_proj", "self.query_proj"})
+      if (const size_t at = t.name.find(part); at != t.name.npos)
+        t.name.insert(at + 5, "pos_"), own.tensors.push_back(t);
+  EXPECT_TRUE(same(own));
+  // without relative attention the norm of its embeddings may be there all the same
+  unused.config["relative_attention"] = false;
+  unused.erase("deberta.encoder.rel_embeddings.weight");
+  EXPECT_FALSE(same(unused));
 }
 
 // Of ESM there are variants without a fixture: here, what they have in common with the one that has.

@@ -205,7 +205,8 @@ std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmu
     fail("decoder_input_ids: expected none, since ", page_.model_type, " is no encoder-decoder");
   }
   if (!inputs.token_types.empty()) {
-    if (!page_.token_types) fail("token_type_ids: expected none, since ", page_.model_type, " knows of no types");
+    if (!page_.token_types || page_.token_types() == 0)
+      fail("token_type_ids: expected none, since ", page_.model_type, " knows of no types");
     r->types = r->context.token_types = graph.input(shape, Dtype::i32, "token_type_ids");
   }
   if (!inputs.lengths.empty()) r->lengths = r->context.lengths = graph.input({inputs.batch}, Dtype::i32, "lengths");

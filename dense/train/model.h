@@ -26,7 +26,7 @@ struct Page {
   std::vector<ConfigField> fields;                               // of the config
   std::function<Tensor(Weights, Tensor ids, Context&)> forward;  // (B, T) -> (B, T, V)
   std::function<int64_t()> context = {};                         // the most tokens of a row; none: any number
-  std::function<int64_t()> token_types = {};                     // how many there are; none: it knows of no types
+  std::function<int64_t()> token_types = {};                     // how many there are; none, or 0: it knows of no types
   struct Decoder {
     int32_t start, pad;  // the token that it begins with, and the one that it sees where a label is left out
   };
