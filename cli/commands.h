@@ -23,6 +23,7 @@ int eval_command(const Call& call);            // cli/eval.cpp
 int quantize_command(const Call& call);        // cli/quantize.cpp
 int tokenize_command(const Call& call);        // cli/tokenize.cpp
 int tokens_command(const Call& call);          // cli/tokens.cpp
+int models_command(const Call& call);          // cli/models.cpp
 int copies_command(const Call& call);          // cli/copies.cpp
 int bench_microgpt_command(const Call& call);  // bench/microgpt.cpp
 int bench_decode_command(const Call& call);    // bench/decode.cpp

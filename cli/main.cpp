@@ -27,7 +27,7 @@ struct Command {
 constexpr Command commands[] = {
     {"microgpt", "train Karpathy's microgpt, a GPT on scalars, with Python's numbers", microgpt_command},
     {"init", "write a Hugging Face folder with new weights", init_command},
-    {"train", "train a model from new weights on a text", train_command},
+    {"train", "train a model on a text: new weights, or those of a folder", train_command},
     {"show", "what a model is made of: parameters, FLOPs, memory, its graph", show_command},
     {"generate", "continue a text with a Hugging Face model", generate_command},
     {"eval", "how well a model predicts a text: perplexity, nats per byte", eval_command},
@@ -35,6 +35,7 @@ constexpr Command commands[] = {
     {"forward", "run a Hugging Face model on given tokens: logits, loss, gradients", forward_command},
     {"tokenize", "turn text into the ids of a Hugging Face tokenizer, and back", tokenize_command},
     {"tokens", "write a text as tokens, to be trained on", tokens_command},
+    {"models", "the pages: what each of them does, how long it is, its paper", models_command},
     {"copies", "hold copies between pages equal: check, fix, diff, list", copies_command},
     {"bench microgpt", "how fast microgpt trains", bench_microgpt_command},
     {"bench train", "how fast GPT-2 trains, beside oneDNN's matmul", bench_train_command},
