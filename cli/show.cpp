@@ -96,7 +96,10 @@ std::string as_sum(const Json& bytes) {
 // What one step of AdamW computes for each token, and the memory for it.
 void plan_training(Model& model, int64_t B, int64_t T, Json& json) {
   const std::vector<int32_t> any(size_t(B * T));
-  const Plan& plan = model.plan_step({B, T, any, any}, {.dropout = true});
+  Model::Training training;
+  training.dropout = true;
+  training.optimizer.norm = true, training.optimizer.clip = 1;  // as `dense train` has it
+  const Plan& plan = model.plan_step({B, T, any, any}, training);
   const Json weights = weights_of(model);
   json["flops_per_token"]["forward_and_backward"] = plan.flops() / double(B * T);
   json["training"] =
