@@ -39,17 +39,19 @@ AttentionSpec make(int64_t batch, int64_t queries, int64_t keys, int64_t heads, 
 
 struct Case {
   AttentionSpec spec;
-  std::vector<int32_t> lengths, starts;
-  const int32_t* lengths_or_null() const { return lengths.empty() ? nullptr : lengths.data(); }
-  const int32_t* starts_or_null() const { return starts.empty() ? nullptr : starts.data(); }
+  std::vector<int32_t> lengths = {}, starts = {}, firsts = {};
+  static const int32_t* or_null(const std::vector<int32_t>& x) { return x.empty() ? nullptr : x.data(); }
   int64_t length(int64_t b) const { return lengths.empty() ? spec.keys : lengths[size_t(b)]; }
   int64_t start(int64_t b) const { return starts.empty() ? 0 : starts[size_t(b)]; }
+  int64_t first(int64_t b) const { return firsts.empty() ? 0 : firsts[size_t(b)]; }
+  bool has(int64_t b, int64_t key) const { return key >= first(b) && key < first(b) + length(b); }
 };
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   const AttentionSpec& s = c.spec;
   return out << "B " << s.batch << " T " << s.queries << " S " << s.keys << " H " << s.heads << "/" << s.kv_heads
              << " D " << s.head_dim << " cap " << s.soft_cap << " causal " << s.causal << " window " << s.window
-             << " lengths " << testing::PrintToString(c.lengths) << " starts " << testing::PrintToString(c.starts);
+             << " lengths " << testing::PrintToString(c.lengths) << " starts " << testing::PrintToString(c.starts)
+             << " firsts " << testing::PrintToString(c.firsts);
 }
 
 // A (B, time, heads, D) tensor anywhere in memory.
@@ -92,8 +94,8 @@ Arrays<T> arrays(const Case& c, double size = 1) {
               blank(s.dk),
               blank(s.dv)};
   for (int64_t b = 0; b < s.batch; ++b)
-    for (int64_t t = c.length(b); t < s.keys; ++t)
-      for (int64_t h = 0; h < s.kv_heads; ++h)
+    for (int64_t t = 0; t < s.keys; ++t)
+      for (int64_t h = 0; h < s.kv_heads && !c.has(b, t); ++h)
         for (int64_t j = 0; j < s.head_dim; ++j)
           View<T>{a.k.data(), s.k}(b, t, h, j) = View<T>{a.v.data(), s.v}(b, t, h, j) = nan;
   return a;
@@ -112,17 +114,17 @@ void run(const Case& c, Arrays<T>& a, Isa isa = best_isa(), int threads = 1, boo
   const Attention attention(spec, isa, threads);
   Scratch scratch(attention.scratch_bytes());
   Threads pool(threads);
-  const int32_t *lengths = c.lengths_or_null(), *starts = c.starts_or_null();
-  attention.forward(a.q.data(), a.k.data(), a.v.data(), lengths, starts, a.out.data(), a.lse.data(), scratch.data(),
-                    pool);
+  const int32_t *lengths = c.or_null(c.lengths), *starts = c.or_null(c.starts), *firsts = c.or_null(c.firsts);
+  attention.forward(a.q.data(), a.k.data(), a.v.data(), lengths, starts, firsts, a.out.data(), a.lse.data(),
+                    scratch.data(), pool);
   if (with_backward)
     attention.backward(a.q.data(), a.k.data(), a.v.data(), a.out.data(), a.lse.data(), a.dout.data(), lengths, starts,
-                       a.dq.data(), a.dk.data(), a.dv.data(), scratch.data(), pool);
+                       firsts, a.dq.data(), a.dk.data(), a.dv.data(), scratch.data(), pool);
 }
 
 bool sees(const Case& c, int64_t b, int64_t t, int64_t key) {
   const int64_t p = c.start(b) + t, window = c.spec.window;
-  if (key >= c.length(b) || (c.spec.causal && key > p)) return false;
+  if (!c.has(b, key) || (c.spec.causal && key > p)) return false;
   return !window || std::abs(key - p) < window;
 }
 
@@ -204,8 +206,9 @@ void expect_plain(const Case& c, Isa isa, double tolerance, double size = 1) {
 
 std::vector<Case> cases() {
   std::vector<Case> result;
-  const auto add = [&](AttentionSpec s, std::vector<int32_t> lengths = {}, std::vector<int32_t> starts = {}) {
-    result.push_back({s, std::move(lengths), std::move(starts)});
+  using Rows = std::vector<int32_t>;
+  const auto add = [&](AttentionSpec s, Rows lengths = {}, Rows starts = {}, Rows firsts = {}) {
+    result.push_back({s, std::move(lengths), std::move(starts), std::move(firsts)});
     return &result.back().spec;
   };
   for (const int64_t T : {1, 2, 7, 24, 65, 130})
@@ -219,6 +222,10 @@ std::vector<Case> cases() {
       add(make(3, T, 7, 8, 8, D), {7, 1, 6}, {0, 6, 2})->window = 3;
       add(make(5, T, 8, 4, 4, D), {8, 0, 7, 8, 8})->causal = false;
       add(make(4, T, 16, 4, 4, D), {9, 9, 9, 9}, {3, 3, 3, 3});
+      add(make(4, T, 16, 4, 4, D), {9, 9, 9, 9}, {}, {4, 4, 4, 4});  // left padding
+      add(make(5, T, 16, 2, 2, D), {16, 0, 7, 9, 3}, {0, 2, 0, 0, 9}, {0, 5, 2, 7, 12});
+      add(make(4, T, 8, 4, 4, D), {}, {}, {0, 1, 7, 8})->causal = false;
+      add(make(4, T, 8, 4, 4, D), {5, 3, 1, 1}, {}, {1, 2, 7, 0})->window = 3;
     }
   add(make(2, 5, 77, 2, 2, 16), {}, {72, 30});  // queries after a past
   add(make(3, 1, 200, 4, 4, 64), {}, {199, 63, 64});
@@ -241,7 +248,12 @@ std::vector<Case> cases() {
     auto* ends = add(make(2, T, T, 2, 2, 16), {int32_t(T + 2) / 3, int32_t(T)});
     ends->window = 4, ends->soft_cap = 3;  // queries whose window is behind the length
     add(make(3, T, 90, 2, 2, 16), {0, 1, 65}, {20, 0, 64})->causal = false;
-    add(make(2, T, T, 2, 2, 16), {}, {-2, -200});  // queries before the first key
+    add(make(2, T, T, 2, 2, 16), {}, {-2, -200});                               // queries before the first key
+    add(make(3, T, T, 4, 2, 16), {}, {}, {0, int32_t(T) / 2, int32_t(T) - 1});  // left padding
+    add(make(2, T, 200, 2, 2, 16), {100, 70}, {}, {20, 128});
+    add(make(2, T, 200, 2, 2, 16), {100, 70}, {100, 190}, {20, 128})->soft_cap = 2;
+    add(make(2, T, 90, 2, 2, 20), {30, 1}, {}, {40, 70})->causal = false;
+    add(make(2, T, T + 9, 2, 1, 16), {}, {9, 3}, {int32_t(T) / 2 + 9, 5})->window = 4;
   }
   return result;
 }
@@ -270,8 +282,8 @@ TEST(Attention, LargeScoresDoNotOverflow) {
 }
 
 TEST(Attention, GradientsAreThoseOfDifferences) {
-  Case c{make(2, 5, 7, 4, 2, 3), {7, 4}, {2, 1}};
-  for (const double cap : {0.0, 1.5}) {
+  for (const auto& [cap, firsts] : {std::pair(0.0, std::vector<int32_t>()), {1.5, {}}, {0.0, {3, 1}}, {1.5, {3, 1}}}) {
+    Case c{make(2, 5, 7, 4, 2, 3), {7, 4}, {2, 1}, firsts};
     c.spec.soft_cap = float(cap);
     Arrays<double> a = arrays<double>(c);
     for (auto* x : {&a.k, &a.v})
@@ -321,9 +333,10 @@ TEST(Attention, ReadsAndWritesPartsOfAFusedArray) {
     std::vector<float> out(want.out.size()), lse(want.lse.size());
     const float* p = qkv.data();
     float* dp = dqkv.data();
-    attention.forward(p, p + H * D, p + 2 * H * D, nullptr, nullptr, out.data(), lse.data(), scratch.data(), pool);
-    attention.backward(p, p + H * D, p + 2 * H * D, out.data(), lse.data(), want.dout.data(), nullptr, nullptr, dp,
-                       dp + H * D, dp + 2 * H * D, scratch.data(), pool);
+    attention.forward(p, p + H * D, p + 2 * H * D, nullptr, nullptr, nullptr, out.data(), lse.data(), scratch.data(),
+                      pool);
+    attention.backward(p, p + H * D, p + 2 * H * D, out.data(), lse.data(), want.dout.data(), nullptr, nullptr, nullptr,
+                       dp, dp + H * D, dp + 2 * H * D, scratch.data(), pool);
     const auto same = [](float x, float& y) { ASSERT_EQ(x, y); };
     EXPECT_EQ(out, want.out);
     copy(want.dq, 0, dqkv, same), copy(want.dk, 1, dqkv, same), copy(want.dv, 2, dqkv, same);
@@ -340,7 +353,8 @@ TEST(Attention, SameBitsForAnyNumberOfThreads) {
     std::vector<Case> all = {{make(2, 130, 130, 6, 3, 16), {100, 130}, {}},
                              {make(5, 1, 300, 6, 3, 64), {}, {299, 3, 70, 64, 63}},
                              {make(1, 300, 300, 1, 1, 32), {}, {}},
-                             {make(400, 8, 8, 4, 4, 4), {}, {}}};
+                             {make(400, 8, 8, 4, 4, 4), {}, {}},
+                             {make(2, 130, 130, 6, 3, 16), {100, 30}, {}, {30, 90}}};
     for (const Case& c : all) {
       Arrays<float> want = arrays<float>(c);
       run(c, want, isa, 1);
@@ -377,14 +391,14 @@ TEST(Attention, SameBitsAloneAsAmongOthers) {
               const int64_t place = b * c.spec.q.batch + t * c.spec.q.time, size = count * c.spec.q.time;
               const float *q = all.q.data() + place, *out = all.out.data() + place, *dout = all.dout.data() + place;
               const float *k = all.k.data() + b * c.spec.k.batch, *v = all.v.data() + b * c.spec.v.batch;
-              attention.forward(q, k, v, &length, &start, a.out.data(), a.lse.data(), scratch.data(), pool);
+              attention.forward(q, k, v, &length, &start, nullptr, a.out.data(), a.lse.data(), scratch.data(), pool);
               ASSERT_EQ(std::memcmp(a.out.data(), out, size_t(size) * 4), 0)
                   << c << " t " << t << " of " << count << name(isa);
               for (int64_t h = 0; h < H; ++h)
                 for (int64_t i = 0; i < count; ++i)
                   ASSERT_EQ(a.lse[size_t(h * count + i)], all.lse[size_t((b * H + h) * T + t + i)]);
               if (t % 13) continue;
-              attention.backward(q, k, v, out, a.lse.data(), dout, &length, &start, a.dq.data(), a.dk.data(),
+              attention.backward(q, k, v, out, a.lse.data(), dout, &length, &start, nullptr, a.dq.data(), a.dk.data(),
                                  a.dv.data(), scratch.data(), pool);
               ASSERT_EQ(std::memcmp(a.dq.data(), all.dq.data() + place, size_t(size) * 4), 0)
                   << c << " t " << t << " of " << count << name(isa);
@@ -400,7 +414,7 @@ TEST(Attention, SameBitsOfARowAloneAsInABatch) {
       for (const int64_t D : {4, 8, 12, 16})
         for (const auto& [window, cap] : {std::pair{0, 0.f}, {3, 0.f}, {0, 2.f}}) {
           const int64_t B = 5, S = 16, H = 3;
-          Case c{make(B, T, S, H, H, D), {16, 0, 7, 16, 3}, {int32_t(16 - T), 2, -3, 0, 9}};
+          Case c{make(B, T, S, H, H, D), {12, 0, 7, 16, 3}, {int32_t(16 - T), 2, -3, 0, 9}, {4, 3, 9, 0, 2}};
           c.spec.window = window, c.spec.soft_cap = cap;
           Arrays<float> all = arrays<float>(c);
           run(c, all, isa);
@@ -409,7 +423,7 @@ TEST(Attention, SameBitsOfARowAloneAsInABatch) {
               const auto size = std::ptrdiff_t(x.size()) / B;
               return std::vector<float>(x.begin() + b * size, x.begin() + (b + 1) * size);
             };
-            Case alone{make(1, T, S, H, H, D), {c.lengths[size_t(b)]}, {c.starts[size_t(b)]}};
+            Case alone{make(1, T, S, H, H, D), {c.lengths[size_t(b)]}, {c.starts[size_t(b)]}, {c.firsts[size_t(b)]}};
             alone.spec.window = window, alone.spec.soft_cap = cap;
             Arrays<float> a{row(all.q),    row(all.k),  row(all.v),  row(all.out), row(all.lse),
                             row(all.dout), row(all.dq), row(all.dk), row(all.dv)};
@@ -458,10 +472,10 @@ TEST(Attention, AllocatesNothing) {
   Scratch scratch(attention.scratch_bytes());
   Threads pool(1);
   const size_t before = allocations();
-  attention.forward(a.q.data(), a.k.data(), a.v.data(), nullptr, nullptr, a.out.data(), a.lse.data(), scratch.data(),
-                    pool);
+  attention.forward(a.q.data(), a.k.data(), a.v.data(), nullptr, nullptr, nullptr, a.out.data(), a.lse.data(),
+                    scratch.data(), pool);
   attention.backward(a.q.data(), a.k.data(), a.v.data(), a.out.data(), a.lse.data(), a.dout.data(), nullptr, nullptr,
-                     a.dq.data(), a.dk.data(), a.dv.data(), scratch.data(), pool);
+                     nullptr, a.dq.data(), a.dk.data(), a.dv.data(), scratch.data(), pool);
   EXPECT_EQ(allocations(), before);
 }
 

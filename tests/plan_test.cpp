@@ -1405,7 +1405,7 @@ TEST(Plan, ErrorsNameTheOperationAndTheShapes) {
       {[&] { attention(q, k, k, {}); },
        "attention: (2, 5, 4, 8), (2, 5, 3, 8) and (2, 5, 3, 8): expected q (B, T, H, D), k and v (B, S, H_kv, D), H_kv dividing H"},
       {[&] { attention(q, q, q, {}, graph.input({3}, Dtype::i32)); },
-       "attention: lengths or starts (3): expected i32 (2)"},
+       "attention: lengths, starts or firsts (3): expected i32 (2)"},
       {[&] { assign(x + 1, x); }, "assign: expected an input"},
       {[&] { assign(x, y); }, "assign: : expected (2, 3), got (4, 3)"},
       {[&] { grad(x, {x}); }, "grad: expected a tensor of one element, got (2, 3)"},

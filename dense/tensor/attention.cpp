@@ -24,9 +24,14 @@ inline constexpr int64_t block = 64;
 // Heads of at most as many queries, keys and numbers are done many at once.
 inline constexpr int64_t brief = 16;
 
+// Keys first .. last - 1.
+struct KeyRange {
+  int64_t first, last;
+};
+
 struct Attention::Call {
   const AttentionSpec& spec;
-  const int32_t *lengths, *starts;
+  const int32_t *lengths, *starts, *firsts;
   const void *q, *k, *v, *dout;
   const void* out_read;
   void *out, *lse, *delta;  // lse, delta (B, H, T)
@@ -38,20 +43,24 @@ struct Attention::Call {
   int64_t group() const { return spec.heads / spec.kv_heads; }
   int64_t query_blocks() const { return (spec.queries + block - 1) / block; }
   int64_t key_blocks() const { return (spec.keys + block - 1) / block; }
-  int64_t length(int64_t b) const { return lengths ? std::clamp<int64_t>(lengths[b], 0, spec.keys) : spec.keys; }
+  KeyRange row(int64_t b) const {  // the keys that there are
+    const int64_t first = firsts ? std::clamp<int64_t>(firsts[b], 0, spec.keys) : 0, most = spec.keys - first;
+    return {first, first + (lengths ? std::clamp<int64_t>(lengths[b], 0, most) : most)};
+  }
   int64_t start(int64_t b) const { return starts ? starts[b] : 0; }
 };
 
-// The keys that a query sees: first .. last - 1. Both rise with its position.
-struct KeyRange {
-  int64_t first, last;
-};
-inline KeyRange keys_of(const AttentionSpec& spec, int64_t position, int64_t length) {
-  return {spec.window ? std::max<int64_t>(0, position - spec.window + 1) : 0,
-          spec.causal   ? std::min(length, position + 1)
-          : spec.window ? std::min(length, position + spec.window)
-                        : length};
+// Of a row's keys those that a query sees; none where last <= first. Both rise with its position.
+inline KeyRange keys_of(const AttentionSpec& spec, int64_t position, KeyRange row) {
+  return {spec.window ? std::max(row.first, position - spec.window + 1) : row.first,
+          spec.causal   ? std::min(row.last, position + 1)
+          : spec.window ? std::min(row.last, position + spec.window)
+                        : row.last};
 }
+
+// Where the block of keys begins, and where the next one does: the first one is what the row has of it.
+inline int64_t block_begin(int64_t key, KeyRange row) { return std::max(key / block * block, row.first); }
+inline int64_t block_end(int64_t key) { return (key / block + 1) * block; }
 
 // What one thread needs, in numbers: four matrices of (D, 64), two of (64, 64) and some rows of 64. They start a little
 // past powers of two, for the cache's sake.
@@ -305,11 +314,11 @@ class Worker {
   }
 
   // The ranges of keys of the queries at `position` and after it, one per lane.
-  HWY_INLINE void ranges(int64_t position, int64_t length, int64_t count, T* first, T* last) const {
-    const V zero = hn::Zero(d), end = hn::Set(d, T(length)), window = hn::Set(d, T(spec.window));
+  HWY_INLINE void ranges(int64_t position, KeyRange keys, int64_t count, T* first, T* last) const {
+    const V begin = hn::Set(d, T(keys.first)), end = hn::Set(d, T(keys.last)), window = hn::Set(d, T(spec.window));
     for (int64_t i = 0; i < count; i += n) {
       const V p = hn::Iota(d, T(position + i)), next = hn::Add(p, hn::Set(d, T(1)));
-      hn::StoreU(spec.window ? hn::Max(zero, hn::Sub(next, window)) : zero, d, first + i);
+      hn::StoreU(spec.window ? hn::Max(begin, hn::Sub(next, window)) : begin, d, first + i);
       hn::StoreU(spec.causal ? hn::Min(end, next) : spec.window ? hn::Min(end, hn::Add(p, window)) : end, d, last + i);
     }
   }
@@ -345,17 +354,18 @@ class Worker {
   // Queries t .. t + count - 1 of one head.
   void forward_many(int64_t b, int64_t h, int64_t t, int64_t count) const {
     T *qt = by_dim(0), *out = by_dim(1), *p = square(0), *m = row(0), *sum = row(1), *first = row(2), *last = row(3);
-    const int64_t width = vectors(count), length = call.length(b), position = call.start(b) + t;
-    const KeyRange low = keys_of(spec, position, length), high = keys_of(spec, position + count - 1, length);
+    const int64_t width = vectors(count), position = call.start(b) + t;
+    const KeyRange all = call.row(b), low = keys_of(spec, position, all),
+                   high = keys_of(spec, position + count - 1, all);
     lanes_from_rows(at(call.q, spec.q, b, t, h), spec.q.time, count, qt);
-    ranges(position, length, width * n, first, last);
+    ranges(position, all, width * n, first, last);
     for (int64_t i = 0; i < width * n; i += n) {
       hn::StoreU(hn::Set(d, lowest), d, m + i);
       hn::StoreU(hn::Zero(d), d, sum + i);
     }
     bool begun = false;
-    for (int64_t key = low.first / block * block; key < high.last; key += block, begun = true) {
-      const int64_t keys = std::min(block, high.last - key);
+    for (int64_t key = block_begin(low.first, all); key < high.last; key = block_end(key), begun = true) {
+      const int64_t keys = std::min(block_end(key), high.last) - key;
       const Rows k = rows_at(call.k, spec.k, b, key, h / group), v = rows_at(call.v, spec.v, b, key, h / group);
       multiply(keys, head_dim, {k.p, k.stride, 1}, qt, block, p, block, width, false);
       with_cap_and_mask(key < high.first || key + keys > low.last, [&](auto capped, auto masked) HWY_ATTR {
@@ -395,21 +405,22 @@ class Worker {
   void forward_few(int64_t b, int64_t kv_head) const {
     T *q = by_dim(0), *kt = by_dim(1), *values = by_dim(2), *out = by_dim(3), *p = square(0);
     T *m = row(0), *sum = row(1), *factor = row(2);
-    const int64_t rows = spec.queries * group, length = call.length(b), position = call.start(b);
-    const KeyRange low = keys_of(spec, position, length), high = keys_of(spec, position + spec.queries - 1, length);
+    const int64_t rows = spec.queries * group, position = call.start(b);
+    const KeyRange all = call.row(b), low = keys_of(spec, position, all);
+    const KeyRange high = keys_of(spec, position + spec.queries - 1, all);
     for (int64_t i = 0; i < rows; ++i)
       std::copy_n(at(call.q, spec.q, b, i / group, kv_head * group + i % group), head_dim, q + i * head_dim);
     std::fill_n(m, block, lowest);
     std::fill_n(sum, block, T(0));
     bool begun = false;
-    for (int64_t key = low.first / block * block; key < high.last; key += block, begun = true) {
-      const int64_t keys = std::min(block, high.last - key), width = vectors(keys);
+    for (int64_t key = block_begin(low.first, all); key < high.last; key = block_end(key), begun = true) {
+      const int64_t keys = std::min(block_end(key), high.last) - key, width = vectors(keys);
       const T* v = at(call.v, spec.v, b, key, kv_head);
       lanes_from_rows(at(call.k, spec.k, b, key, kv_head), spec.k.time, keys, kt);
       multiply(rows, head_dim, {q, head_dim, 1}, kt, block, p, block, width, false);
       with_cap([&](auto capped) HWY_ATTR {
         for (int64_t i = 0; i < rows; ++i) {
-          const KeyRange range = keys_of(spec, position + i / group, length);
+          const KeyRange range = keys_of(spec, position + i / group, all);
           const V first = hn::Set(d, T(range.first)), last = hn::Set(d, T(range.last)), none = hn::Neg(hn::Inf(d));
           V largest = hn::Set(d, m[i]);
           for (int64_t k = 0; k < width * n; k += n) {
@@ -509,8 +520,12 @@ class Worker {
   // dk and dv of a block of keys, which are the lanes. With `joint`, also what these keys add to dq, unscaled.
   void backward_keys(int64_t b, int64_t kv_head, int64_t key) const {
     T *kt = by_dim(0), *vt = by_dim(1), *dkt = by_dim(2), *dvt = by_dim(3), *p = square(0), *ds = square(1);
-    const int64_t length = call.length(b), start = call.start(b), all = std::min(block, spec.keys - key);
-    const int64_t keys = std::clamp<int64_t>(length - key, 0, all), width = vectors(keys);
+    const KeyRange all = call.row(b);
+    const int64_t start = call.start(b), behind = std::min(key + block, spec.keys);
+    T *dk = at(call.dk, spec.dk, b, key, kv_head), *dv = at(call.dv, spec.dv, b, key, kv_head);
+    for (; key < std::min(all.first, behind); ++key, dk += spec.dk.time, dv += spec.dv.time)
+      std::fill_n(dk, head_dim, T(0)), std::fill_n(dv, head_dim, T(0));
+    const int64_t keys = std::max<int64_t>(std::min(all.last, behind) - key, 0), width = vectors(keys);
     // The queries that see one of them.
     int64_t begin = 0, end = keys ? spec.queries : 0;
     if (spec.causal) begin = std::max(begin, key - start);
@@ -525,7 +540,7 @@ class Worker {
     for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
       for (int64_t t = begin; t < end; t += block, begun = true) {
         const int64_t count = std::min(block, end - t), position = start + t;
-        const KeyRange low = keys_of(spec, position, length), high = keys_of(spec, position + count - 1, length);
+        const KeyRange low = keys_of(spec, position, all), high = keys_of(spec, position + count - 1, all);
         const Rows q = rows_at(call.q, spec.q, b, t, h), dout = rows_at(call.dout, spec.dout, b, t, h);
         const T* lse = static_cast<const T*>(call.lse) + row_at(b, t, h);
         const T* deltas = static_cast<const T*>(call.delta) + row_at(b, t, h);
@@ -533,7 +548,7 @@ class Worker {
         multiply(count, head_dim, {dout.p, dout.stride, 1}, vt, block, ds, block, width, false);
         with_cap_and_mask(key < high.first || key + keys > low.last, [&](auto capped, auto masked) HWY_ATTR {
           for (int64_t i = 0; i < count; ++i) {
-            const KeyRange range = keys_of(spec, position + i, length);
+            const KeyRange range = keys_of(spec, position + i, all);
             const V first = hn::Set(d, T(range.first)), last = hn::Set(d, T(range.last));
             const V row_lse = hn::Set(d, lse[i]), row_delta = hn::Set(d, deltas[i]);
             for (int64_t j = 0; j < width * n; j += n) {
@@ -553,13 +568,12 @@ class Worker {
           multiply(count, keys, {ds, block, 1}, k.p, k.stride, at(call.dq, spec.dq, b, t, h), spec.dq.time,
                    head_dim / n, true);
       }
-    T *dk = at(call.dk, spec.dk, b, key, kv_head), *dv = at(call.dv, spec.dv, b, key, kv_head);
     const int64_t reached = begun ? keys : 0;
     rows_from_lanes(
         dkt, reached, [&](int64_t) HWY_ATTR { return scale; }, dk, spec.dk.time);
     rows_from_lanes(
         dvt, reached, [&](int64_t) HWY_ATTR { return hn::Set(d, T(1)); }, dv, spec.dv.time);
-    for (int64_t i = reached; i < all; ++i) {
+    for (int64_t i = reached; i < behind - key; ++i) {
       std::fill_n(dk + i * spec.dk.time, head_dim, T(0));
       std::fill_n(dv + i * spec.dv.time, head_dim, T(0));
     }
@@ -569,18 +583,19 @@ class Worker {
   void backward_queries(int64_t b, int64_t h, int64_t t, int64_t count) const {
     T *qt = by_dim(0), *dout = by_dim(1), *dq = by_dim(2), *p = square(0), *ds = square(1);
     T *first = row(0), *last = row(1), *lse = row(2), *deltas = row(3);
-    const int64_t width = vectors(count), length = call.length(b), position = call.start(b) + t;
-    const KeyRange low = keys_of(spec, position, length), high = keys_of(spec, position + count - 1, length);
+    const int64_t width = vectors(count), position = call.start(b) + t;
+    const KeyRange all = call.row(b), low = keys_of(spec, position, all),
+                   high = keys_of(spec, position + count - 1, all);
     lanes_from_rows(at(call.q, spec.q, b, t, h), spec.q.time, count, qt);
     lanes_from_rows(at(call.dout, spec.dout, b, t, h), spec.dout.time, count, dout);
-    ranges(position, length, width * n, first, last);
+    ranges(position, all, width * n, first, last);
     std::fill_n(lse, width * n, T(0));
     std::fill_n(deltas, width * n, T(0));
     std::copy_n(static_cast<const T*>(call.lse) + row_at(b, t, h), count, lse);
     std::copy_n(static_cast<const T*>(call.delta) + row_at(b, t, h), count, deltas);
     bool begun = false;
-    for (int64_t key = low.first / block * block; key < high.last; key += block, begun = true) {
-      const int64_t keys = std::min(block, high.last - key);
+    for (int64_t key = block_begin(low.first, all); key < high.last; key = block_end(key), begun = true) {
+      const int64_t keys = std::min(block_end(key), high.last) - key;
       const Rows k = rows_at(call.k, spec.k, b, key, h / group), v = rows_at(call.v, spec.v, b, key, h / group);
       multiply(keys, head_dim, {k.p, k.stride, 1}, qt, block, p, block, width, false);
       multiply(keys, head_dim, {v.p, v.stride, 1}, dout, block, ds, block, width, false);
@@ -622,7 +637,7 @@ class Worker {
 
   // ---- many heads at once, one per lane: at most `brief` queries, keys and numbers each
   //
-  // Nothing goes from lane to lane, there are no masks but for rows of different lengths or starts, and keys that no
+  // Nothing goes from lane to lane, there are no masks but for rows of different keys or starts, and keys that no
   // query sees cost nothing. Numbers come and go by fours. Those of n heads are four vectors, a quarter of the heads in
   // each, head i in block i % quarter: transpose_blocks makes of them a vector for each number.
 
@@ -630,12 +645,13 @@ class Worker {
   static constexpr int64_t quarter = n / 4;
 
   struct Heads {
-    int64_t count;                      // their last quarter is repeated to fill the lanes
-    int64_t b[n], h[n];                 // of head i
-    int64_t longest, earliest, latest;  // of lengths and starts
-    bool alike;                         // they are all the same; if not:
-    int64_t length[n];                  // of head i
-    T lengths[n], starts[n];            // of the lanes
+    int64_t count;                     // their last quarter is repeated to fill the lanes
+    int64_t b[n], h[n];                // of head i
+    KeyRange keys;                     // from the first to the last that any of them has
+    int64_t earliest, latest;          // of starts
+    bool alike;                        // their keys and starts are the same; if not:
+    KeyRange rows[n];                  // of head i
+    T firsts[n], lasts[n], starts[n];  // of the lanes
   };
   HWY_INLINE Heads heads_of(int64_t item) const {
     Heads x;
@@ -648,30 +664,32 @@ class Worker {
       const bool over = next == spec.heads;
       x.b[i] = x.b[before] + over, x.h[i] = over ? 0 : next;
     }
-    x.longest = call.length(x.b[0]), x.earliest = x.latest = call.start(x.b[0]);
+    x.keys = call.row(x.b[0]), x.earliest = x.latest = call.start(x.b[0]);
     x.alike = true;
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t length = x.length[i] = call.length(x.b[i]), start = call.start(x.b[i]);
-      x.lengths[lane(i)] = T(length), x.starts[lane(i)] = T(start);
-      x.alike = x.alike && length == x.longest && start == x.earliest;
-      x.longest = std::max(x.longest, length);
+      const KeyRange row = x.rows[i] = call.row(x.b[i]);
+      const int64_t start = call.start(x.b[i]);
+      x.firsts[lane(i)] = T(row.first), x.lasts[lane(i)] = T(row.last), x.starts[lane(i)] = T(start);
+      x.alike = x.alike && row.first == x.keys.first && row.last == x.keys.last && start == x.earliest;
+      x.keys = {std::min(x.keys.first, row.first), std::max(x.keys.last, row.last)};
       x.earliest = std::min(x.earliest, start), x.latest = std::max(x.latest, start);
-      if (!call.lengths && !call.starts) break;
+      if (!call.lengths && !call.starts && !call.firsts) break;
     }
     return x;
   }
   static int64_t lane(int64_t head) { return head % quarter * 4 + head / quarter; }
   // The keys that query t of any of the heads sees.
   KeyRange range(const Heads& x, int64_t t) const {
-    return {keys_of(spec, x.earliest + t, x.longest).first, keys_of(spec, x.latest + t, x.longest).last};
+    return {keys_of(spec, x.earliest + t, x.keys).first, keys_of(spec, x.latest + t, x.keys).last};
   }
   // Whether query t of each head sees a key.
   auto sees(const Heads& x, int64_t t, int64_t key) const {
-    const V zero = hn::Zero(d), end = x.alike ? hn::Set(d, T(x.longest)) : hn::LoadU(d, x.lengths);
+    const V begin = x.alike ? hn::Set(d, T(x.keys.first)) : hn::LoadU(d, x.firsts);
+    const V end = x.alike ? hn::Set(d, T(x.keys.last)) : hn::LoadU(d, x.lasts);
     const V start = x.alike ? hn::Set(d, T(x.earliest)) : hn::LoadU(d, x.starts);
     const V p = hn::Add(start, hn::Set(d, T(t))), next = hn::Add(p, hn::Set(d, T(1)));
     const V window = hn::Set(d, T(spec.window));
-    return within(hn::Set(d, T(key)), spec.window ? hn::Max(zero, hn::Sub(next, window)) : zero,
+    return within(hn::Set(d, T(key)), spec.window ? hn::Max(begin, hn::Sub(next, window)) : begin,
                   spec.causal   ? hn::Min(end, next)
                   : spec.window ? hn::Min(end, hn::Add(p, window))
                                 : end);
@@ -701,7 +719,7 @@ class Worker {
     });
     transpose_blocks(v[0], v[1], v[2], v[3]);
   }
-  // Of a key, which is not read but 0 where it lies behind a head's length: none that is asked for if all are alike.
+  // Of a key, which is not read but 0 where a head does not have it: none that is asked for if all are alike.
   template <bool plain>
   HWY_INLINE void load_key(const Heads& heads, const Places& x, int64_t key, int64_t j, V (&v)[4]) const {
     static constexpr T zeros[4]{};
@@ -710,7 +728,7 @@ class Worker {
     unrolled<4>([&](auto i) HWY_ATTR {
       v[i] = load_blocks([&](int64_t k) {
         const int64_t head = int64_t(i) * quarter + k / 4;
-        return key < heads.length[head] ? x.p[head] + offset : zeros;
+        return key >= heads.rows[head].first && key < heads.rows[head].last ? x.p[head] + offset : zeros;
       });
     });
     transpose_blocks(v[0], v[1], v[2], v[3]);
@@ -755,7 +773,7 @@ class Worker {
     const Places q = places(heads, call.q, spec.q, plain), k = places(heads, call.k, spec.k, plain, group),
                  v = places(heads, call.v, spec.v, plain, group), out = places(heads, call.out, spec.out, plain);
     T *ks = scratch, *vs = ks + spec.keys * row + n, *p = vs + spec.keys * row + n, *lse = p + spec.keys * n;
-    for (int64_t key = 0; key < heads.longest; ++key)
+    for (int64_t key = heads.keys.first; key < heads.keys.last; ++key)
       for (int64_t j = 0; j < head_dim; j += 4) {
         V x[4];
         load_key<plain>(heads, k, key, j, x), keep(x, ks + key * row + j * n);
@@ -1020,9 +1038,10 @@ void Attention::run(Run kernel, const Call& call, int64_t items, int64_t cost, s
 }
 
 void Attention::forward(const void* q, const void* k, const void* v, const int32_t* lengths, const int32_t* starts,
-                        void* out, void* lse, std::byte* scratch, Threads& threads) const {
+                        const int32_t* firsts, void* out, void* lse, std::byte* scratch, Threads& threads) const {
   const AttentionSpec& s = spec_;
-  Call call{s, lengths, starts, q, k, v, nullptr, nullptr, out, lse, nullptr, nullptr, nullptr, nullptr, {}, {}, {}};
+  Call call{s,   lengths, starts,  firsts,  q,       k,       v,  nullptr, nullptr,
+            out, lse,     nullptr, nullptr, nullptr, nullptr, {}, {},      {}};
   call.brief = brief_;
   call.few = !brief_ && s.queries <= 4 && s.queries * call.group() <= block;
   const int64_t items = brief_     ? (s.batch * s.heads + kernels_.lanes - 1) / kernels_.lanes
@@ -1033,10 +1052,11 @@ void Attention::forward(const void* q, const void* k, const void* v, const int32
 }
 
 void Attention::backward(const void* q, const void* k, const void* v, const void* out, const void* lse,
-                         const void* dout, const int32_t* lengths, const int32_t* starts, void* dq, void* dk, void* dv,
-                         std::byte* scratch, Threads& threads) const {
+                         const void* dout, const int32_t* lengths, const int32_t* starts, const int32_t* firsts,
+                         void* dq, void* dk, void* dv, std::byte* scratch, Threads& threads) const {
   const AttentionSpec& s = spec_;
-  Call call{s, lengths, starts, q, k, v, dout, out, nullptr, const_cast<void*>(lse), scratch, dq, dk, dv, {}, {}, {}};
+  Call call{s,       lengths, starts, firsts, q,  k,  v, dout, out, nullptr, const_cast<void*>(lse),
+            scratch, dq,      dk,     dv,     {}, {}, {}};
   call.brief = brief_ && call.group() == 1;
   // Five products instead of seven if that leaves no more than two of seven threads idle in the end.
   const int64_t jobs = s.batch * s.kv_heads, rounds = (jobs + threads_ - 1) / threads_;

@@ -41,9 +41,9 @@ struct AttentionSpec {
   } q, k, v, out, dq, dk, dv, dout;  // in elements; head_dim is adjacent
 };
 
-// Keys are at positions 0 .. S - 1. lengths (B): row b has the keys 0 .. lengths[b] - 1 only, and what lies behind them
-// is not read; null: all S. starts (B): the position of row b's first query; null: 0. A query that sees no key gives
-// zeros and zero gradients. lse (B, H, T) is -infinity there. Positions are below 2 ** 24.
+// Keys are at positions 0 .. S - 1. lengths (B): row b has so many keys only, from firsts[b] on, and the others are not
+// read; null: all that follow. firsts (B); null: 0. starts (B): the position of row b's first query; null: 0. A query
+// that sees no key gives zeros and zero gradients. lse (B, H, T) is -infinity there. Positions are below 2 ** 24.
 class Attention {
  public:
   Attention(const AttentionSpec& spec, Isa isa, int threads);  // throws Error for what cannot be
@@ -51,11 +51,11 @@ class Attention {
   // Bytes of 64-byte aligned memory to be given to forward and backward, which allocate nothing. `threads` are at most
   // as many as said above.
   size_t scratch_bytes() const;
-  void forward(const void* q, const void* k, const void* v, const int32_t* lengths, const int32_t* starts, void* out,
-               void* lse, std::byte* scratch, Threads& threads) const;
+  void forward(const void* q, const void* k, const void* v, const int32_t* lengths, const int32_t* starts,
+               const int32_t* firsts, void* out, void* lse, std::byte* scratch, Threads& threads) const;
   void backward(const void* q, const void* k, const void* v, const void* out, const void* lse, const void* dout,
-                const int32_t* lengths, const int32_t* starts, void* dq, void* dk, void* dv, std::byte* scratch,
-                Threads& threads) const;
+                const int32_t* lengths, const int32_t* starts, const int32_t* firsts, void* dq, void* dk, void* dv,
+                std::byte* scratch, Threads& threads) const;
 
   struct Call;                                                                             // one forward or backward
   using Run = void (*)(const Call& call, int64_t begin, int64_t end, std::byte* scratch);  // some of its items of work

@@ -311,15 +311,17 @@ void Plan::Parts::plan_attention(int32_t id) {
   }
   spec.q = head_strides(q), spec.out = head_strides(out);
   spec.dq = spec.q, spec.dk = spec.k, spec.dv = spec.v, spec.dout = spec.out;
-  const Layout lengths = options.has_lengths ? layout_of(x.operands[3]) : Layout();
-  const Layout starts = options.has_starts ? layout_of(x.operands[options.has_lengths ? 4 : 3]) : Layout();
+  size_t next = 3;
+  const Layout lengths = options.has_lengths ? layout_of(x.operands[next++]) : Layout();
+  const Layout starts = options.has_starts ? layout_of(x.operands[next++]) : Layout();
+  const Layout firsts = options.has_firsts ? layout_of(x.operands[next++]) : Layout();
   const auto kernel = std::make_shared<Attention>(spec, isa, graph.threads().count());
   Kernel step;
   step.position = position[size_t(id)];
   step.kind = "attention";
   step.what = text("attention ", to_string(x.shape), " ", to_string(keys));
   step.reads = {q.buffer, k.buffer, v.buffer};
-  for (const Layout& l : {lengths, starts, cache[0], cache[1]})
+  for (const Layout& l : {lengths, starts, firsts, cache[0], cache[1]})
     if (l.buffer != none) step.reads.push_back(l.buffer);
   step.writes = {out.buffer, lse.buffer};
   step.flops = attention_flops(spec);
@@ -330,17 +332,17 @@ void Plan::Parts::plan_attention(int32_t id) {
     };
     const void *pq = at(q, type), *pk = at(k, type), *pv = at(v, type);
     void *pout = at(out, type), *plse = at(lse, type);
-    const int32_t *plengths = ints(lengths), *pstarts = ints(starts);
+    const int32_t *plengths = ints(lengths), *pstarts = ints(starts), *pfirsts = ints(firsts);
     if (keys_of.buffer == none)
       return KernelRun([=](std::byte* memory, Threads& threads) {
-        kernel->forward(pq, pk, pv, plengths, pstarts, pout, plse, memory, threads);
+        kernel->forward(pq, pk, pv, plengths, pstarts, pfirsts, pout, plse, memory, threads);
       });
     float *const pkeys = reinterpret_cast<float*>(at(keys_of, type)), *const pvalues =
                                                                           reinterpret_cast<float*>(at(values_of, type));
     return KernelRun([=, from_k = head_strides(k), from_v = head_strides(v)](std::byte* memory, Threads& threads) {
       remember(spec, time, static_cast<const float*>(pk), from_k, pstarts, pkeys);
       remember(spec, time, static_cast<const float*>(pv), from_v, pstarts, pvalues);
-      kernel->forward(pq, pkeys, pvalues, plengths, pstarts, pout, plse, memory, threads);
+      kernel->forward(pq, pkeys, pvalues, plengths, pstarts, pfirsts, pout, plse, memory, threads);
     });
   };
   steps.push_back(std::move(step));
@@ -356,8 +358,10 @@ void Plan::Parts::plan_attention_grad(int32_t id) {
   spec.q = head_strides(in[0]), spec.k = head_strides(in[1]), spec.v = head_strides(in[2]),
   spec.out = head_strides(in[3]);
   spec.dout = head_strides(in[5]), spec.dq = head_strides(dq), spec.dk = head_strides(dk), spec.dv = head_strides(dv);
-  const Layout lengths = options.has_lengths ? in[6] : Layout();
-  const Layout starts = options.has_starts ? in[options.has_lengths ? 7 : 6] : Layout();
+  size_t next = 6;
+  const Layout lengths = options.has_lengths ? in[next++] : Layout();
+  const Layout starts = options.has_starts ? in[next++] : Layout();
+  const Layout firsts = options.has_firsts ? in[next++] : Layout();
   const auto kernel = std::make_shared<Attention>(spec, isa, graph.threads().count());
   Kernel step;
   step.position = position[size_t(id)];
@@ -367,16 +371,16 @@ void Plan::Parts::plan_attention_grad(int32_t id) {
   step.writes = {dq.buffer, dk.buffer, dv.buffer};
   step.flops = 2.5 * attention_flops(spec);
   step.scratch = kernel->scratch_bytes();
-  step.prepare = [this, kernel, in, dq, dk, dv, lengths, starts, type = x.dtype] {
+  step.prepare = [this, kernel, in, dq, dk, dv, lengths, starts, firsts, type = x.dtype] {
     const auto ints = [&](const Layout& l) {
       return l.buffer == none ? nullptr : reinterpret_cast<const int32_t*>(at(l, Dtype::i32));
     };
     std::array<const void*, 6> p;
     for (size_t i = 0; i < 6; ++i) p[i] = at(in[i], type);
     void *pdq = at(dq, type), *pdk = at(dk, type), *pdv = at(dv, type);
-    const int32_t *plengths = ints(lengths), *pstarts = ints(starts);
+    const int32_t *plengths = ints(lengths), *pstarts = ints(starts), *pfirsts = ints(firsts);
     return KernelRun([=](std::byte* memory, Threads& threads) {
-      kernel->backward(p[0], p[1], p[2], p[3], p[4], p[5], plengths, pstarts, pdq, pdk, pdv, memory, threads);
+      kernel->backward(p[0], p[1], p[2], p[3], p[4], p[5], plengths, pstarts, pfirsts, pdq, pdk, pdv, memory, threads);
     });
   };
   steps.push_back(std::move(step));

@@ -584,8 +584,8 @@ Tensor gather(Tensor table, Tensor ids) {
   return graph.append({Kind::gather, type, std::move(shape), {contiguous(table).id(), contiguous(ids).id()}, {}});
 }
 
-Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths, Tensor starts,
-                 KeyValues cache) {
+Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths, Tensor starts, KeyValues cache,
+                 Tensor firsts) {
   Graph& graph = common_graph("attention", std::array{q, k, v});
   const Shape& a = q.shape();
   if (a.size() != 4 || k.rank() != 4 || k.shape() != v.shape() || k.size(0) != a[0] || k.size(3) != a[3] ||
@@ -593,14 +593,15 @@ Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor 
     fail("attention: ", to_string(a), ", ", to_string(k.shape()), " and ", to_string(v.shape()),
          ": expected q (B, T, H, D), k and v (B, S, H_kv, D), H_kv dividing H");
   std::vector<int32_t> operands{q.id(), k.id(), v.id()};
-  for (Tensor x : {lengths, starts}) {
+  for (Tensor x : {lengths, starts, firsts}) {
     if (!x) continue;
     if (x.dtype() != Dtype::i32 || x.shape() != Shape{a[0]})
-      fail("attention: lengths or starts ", to_string(x.shape()), ": expected i32 (", a[0], ")");
+      fail("attention: lengths, starts or firsts ", to_string(x.shape()), ": expected i32 (", a[0], ")");
     operands.push_back(contiguous(x).id());
   }
   options.has_lengths = bool(lengths);
   options.has_starts = bool(starts);
+  options.has_firsts = bool(firsts);
   const Dtype type = is_wide(q) ? Dtype::f64 : Dtype::f32;
   for (size_t i = 0; i < 3; ++i)  // rows of heads are read as they lie
     operands[i] = in_rows({&graph, operands[i]}, type).id();

@@ -53,8 +53,8 @@ enum class Kind : uint8_t {
   place,           // a tensor put together from others, each where a view would find it
   gather,          // rows of a table (V, C) by ids (..., )
   scatter,         // ids, rows (ids, C), base or none: base, or zeros, plus each row where its id says
-  attention,       // q, k, v, [lengths, starts, keys and values of earlier tokens]
-  attention_grad,  // q, k, v, out, lse, dout, [lengths, starts]
+  attention,       // q, k, v, [lengths, starts, firsts, keys and values of earlier tokens]
+  attention_grad,  // q, k, v, out, lse, dout, [lengths, starts, firsts]
   top_k,           // rows (..., V)
   expert_matmul,   // rows (..., K), ids (..., ), of each expert (K, N)
   expert_grad,     // rows (..., K), ids (..., ), rows (..., N): K x N products, summed over the rows of each expert
@@ -88,7 +88,7 @@ struct AttentionOptions {
   float scale = 1, soft_cap = 0;  // 0: none
   bool causal = true;
   int64_t window = 0;  // 0: no limit
-  bool has_lengths = false, has_starts = false, has_cache = false;
+  bool has_lengths = false, has_starts = false, has_firsts = false, has_cache = false;
   bool operator==(const AttentionOptions&) const = default;
 };
 
@@ -286,14 +286,14 @@ Tensor matmul(Tensor a, Tensor b);
 // Row ids[i] of table (V, C), for each i: (ids..., C). Running throws Error for an id that is no row.
 Tensor gather(Tensor table, Tensor ids);
 // Scaled dot product attention: q (B, T, H, D), k and v (B, S, H_kv, D) -> (B, T, H, D), where H_kv divides H. lengths
-// (B) i32: only the first keys of a row are seen; starts (B) i32: the position of a row's first query. With a cache,
-// inputs, k and v of the token at position p are first written to its place p, if it has one, and q sees those of all
-// earlier positions, too; there is no gradient.
+// (B) i32: only so many keys of a row are seen, from the one that firsts (B) i32 says on; starts (B) i32: the position of
+// a row's first query. With a cache, inputs, k and v of the token at position p are first written to its place p, if it
+// has one, and q sees those of all earlier positions, too; there is no gradient.
 struct KeyValues {
   Tensor keys = {}, values = {};  // (B, H_kv, S, D)
 };
 Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths = {}, Tensor starts = {},
-                 KeyValues cache = {});
+                 KeyValues cache = {}, Tensor firsts = {});
 // Of each row of x (..., V) the numbers of its k largest elements, the largest first, of equals the one in front, i32
 // (..., k). NaN counts as largest. It has no gradient.
 Tensor top_k(Tensor x, int64_t k);
