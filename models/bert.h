@@ -106,6 +106,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Tensor words = base["embeddings"]["word_embeddings"]("weight", {V, C}, normal(c.initializer_range));
   Tensor x = embed(c, base["embeddings"], words, ids, ctx);  // (B, T, C)
   for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights layer = base["encoder"]["layer"][i], attention = layer["attention"];
     x = norm(c, attention["output"]["LayerNorm"], x + attend(c, attention, x, ctx));
     x = norm(c, layer["output"]["LayerNorm"], x + mlp(c, layer, x, ctx));

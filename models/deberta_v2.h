@@ -158,6 +158,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
     if (c.has("p2c")) back = rows_of_distances(c, table, T, 1);
   }
   for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights layer = encoder["layer"][i], attention = layer["attention"];
     x = add(c, attention["output"], x, attend(c, attention["self"], x, real, ahead, back, ctx), ctx);
     const Tensor h = activation(c.hidden_act, linear(c, layer["intermediate"]["dense"], x, c.intermediate_size));

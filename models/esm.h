@@ -137,6 +137,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
     turn = rotation(ctx.positions(ids), rope_frequencies(C / c.num_attention_heads, 10000));
   Tensor x = embed(c, base["embeddings"], words, ids, ctx);  // (B, T, C)
   for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights layer = base["encoder"]["layer"][i], attention = layer["attention"];
     x = x + attend(c, attention, norm(c, attention["LayerNorm"], x), ctx, turn);
     x = x + mlp(c, layer, norm(c, layer["LayerNorm"], x), ctx);

@@ -114,6 +114,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));
   Tensor x = gather(embed_tokens, ids) * std::sqrt(double(C));  // (B, T, C)
   for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights layer = base["layers"][i];
     Tensor y = attend(c, layer["self_attn"], norm(c, layer["input_layernorm"], x), ctx, turn, i);
     x = x + norm(c, layer["post_attention_layernorm"], y);

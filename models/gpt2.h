@@ -80,6 +80,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Tensor wpe = base["wpe"]("weight", {c.n_positions, C}, normal(c.initializer_range));
   Tensor x = ctx.dropout(gather(wte, ids) + ctx.at_positions(wpe, ids), c.embd_pdrop);  // (B, T, C)
   for (int i = 0; i < c.n_layer; ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights h = base["h"][i];
     x = x + ctx.dropout(attend(c, h["attn"], norm(c, h["ln_1"], x), ctx, i), c.resid_pdrop);
     x = x + ctx.dropout(mlp(c, h["mlp"], norm(c, h["ln_2"], x)), c.resid_pdrop);

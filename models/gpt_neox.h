@@ -134,6 +134,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Tensor embed_in = base["embed_in"]("weight", {V, C}, normal(c.initializer_range));
   Tensor x = ctx.dropout(gather(embed_in, ids), c.hidden_dropout);  // (B, T, C)
   for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights layer = base["layers"][i];
     const Tensor y = attend(c, layer["attention"], norm(c, layer["input_layernorm"], x), ctx, turn);
     const Tensor mid = x + ctx.dropout(y, c.hidden_dropout), seen = c.use_parallel_residual ? x : mid;

@@ -33,6 +33,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Tensor wte = w("wte", {V, C}, normal(0.08)), wpe = w("wpe", {c.block_size, C}, normal(0.08));
   Tensor x = rms_norm(gather(wte, ids) + ctx.at_positions(wpe, ids), 1e-5);  // (B, T, C)
   for (int i = 0; i < c.n_layer; ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights layer = w["layer"][i];
     const Tensor qkv = linear(layer, "attn_wqkv", rms_norm(x, 1e-5), 3 * C);                       // (B, T, 3C)
     auto [q, k, v] = split<3>(rearrange<"b t (s h d) -> s b t h d", "s", "h">(qkv, 3, c.n_head));  // 3 of (B, T, H, D)

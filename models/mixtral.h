@@ -116,6 +116,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));
   Tensor x = gather(embed_tokens, ids);  // (B, T, C)
   for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights layer = base["layers"][i];
     x = x + attend(c, layer["self_attn"], norm(c, layer["input_layernorm"], x), ctx, turn, D);
     x = x + moe(c, layer["block_sparse_moe"], norm(c, layer["post_attention_layernorm"], x));

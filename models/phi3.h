@@ -133,6 +133,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));
   Tensor x = ctx.dropout(gather(embed_tokens, ids), c.embd_pdrop);  // (B, T, C)
   for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights layer = base["layers"][i];
     const Tensor y = attend(c, layer["self_attn"], norm(c, layer["input_layernorm"], x), ctx, turn);
     x = x + ctx.dropout(y, c.resid_pdrop);

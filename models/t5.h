@@ -127,6 +127,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
     bias = bias + padding;  // (B, H, S, S)
   }
   for (int i = 0; i < c.num_layers; ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights layer = encoder["block"][i]["layer"];
     x = mlp(c, layer[1], attend(c, layer[0], x, {}, bias, ctx, std::identity()), ctx);
   }
@@ -138,6 +139,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   x = ctx.dropout(gather(shared, ctx.decoder_ids), c.dropout_rate);  // (B, T, C)
   bias = position_bias(c, decoder, ctx.positions(ctx.decoder_ids), ctx.keys(ctx.decoder_ids), true);
   for (int i = 0; i < c.num_decoder_layers.value_or(c.num_layers); ++i) {
+    const Checkpoint block = ctx.block(x);
     const Weights layer = decoder["block"][i]["layer"];
     x = attend(c, layer[0], x, {}, bias, ctx, earlier);
     x = mlp(c, layer[2], attend(c, layer[1], x, text, padding, ctx, once), ctx);

@@ -192,8 +192,12 @@ std::vector<std::vector<float>> gradients(int threads, const Ids& which, bool tr
     weights.push_back(w);
     wrt.push_back({&graph, transposed ? w.node().operands[0] : w.id()});
   }
-  const auto f = [&](Tensor y) { return expert_matmul(y * 2, ids, weights) * dy; };
-  const std::vector<Tensor> d = grad(sum(checkpoints ? checkpoint(f, x) : f(x)), wrt);
+  Tensor y;
+  {
+    const Checkpoint scope(graph, checkpoints);
+    y = expert_matmul(x * 2, ids, weights) * dy;
+  }
+  const std::vector<Tensor> d = grad(sum(y), wrt);
   Plan plan(d);
   plan.run();
   std::vector<std::vector<float>> all;

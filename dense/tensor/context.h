@@ -28,6 +28,7 @@ struct Context {
   Tensor token_types = {};  // (B, T) i32: which of a page's kinds of text each token is of; none: 0, the first
   Tensor decoder_ids = {};  // (B, T) i32: what the decoder of an encoder-decoder sees, whose encoder sees the ids
   Tensor dropout_key = {};  // two i32 that change with each step, while training; none: no dropout
+  bool recompute = false;   // of blocks, keep their results alone for the gradient
   // In generation: the position of each row's first token (B) i32, what came before, and of the B T tokens those (B) i32
   // whose logits are wanted.
   Tensor starts = {};
@@ -42,6 +43,8 @@ struct Context {
   Tensor dropout(Tensor x, double p) {
     return dropout_key ? dense::dropout(x, p, uint64_t(++dropouts), dropout_key) : x;
   }
+  // One of a page's equal blocks, from here to the end of the scope.
+  Checkpoint block(Tensor x) const { return Checkpoint(x.graph(), recompute); }
   // The positions of tokens (B, T), i32: (T), or in generation (B, T).
   Tensor positions(Tensor ids) const {
     const Tensor here = ids.graph().counter({ids.size(1)}, Dtype::i32);

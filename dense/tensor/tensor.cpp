@@ -669,13 +669,4 @@ Tensor assign(Tensor x, Tensor values) {
   return x.graph().append({Kind::assign, x.dtype(), x.shape(), {x.id(), values.id()}, {}});
 }
 
-Tensor checkpoint(const std::function<Tensor(Tensor)>& f, Tensor x) {
-  Graph& graph = x.graph();
-  const int32_t outer = std::exchange(graph.region, graph.regions++);
-  if (outer >= 0) graph.region = outer;  // one inside another is part of it
-  const Tensor y = f(x);
-  graph.region = outer;
-  return y;
-}
-
 }  // namespace dense

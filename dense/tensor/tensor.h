@@ -184,7 +184,7 @@ class Graph {
   bool wide = false;
   // For few rows: matmuls recorded from now on read weights as they lie in memory, in one stream (see matvec.h).
   bool streams_weights = false;
-  int32_t region = -1, regions = 0;  // see checkpoint
+  int32_t region = -1, regions = 0;  // see Checkpoint
 
  private:
   std::deque<TensorNode> nodes_;  // references stay valid
@@ -310,8 +310,21 @@ inline std::vector<Tensor> grad(Tensor y, std::initializer_list<Tensor> xs) {
   return grad(y, std::span(xs.begin(), xs.size()));
 }
 
-// f(x), whose inner values are not kept for the gradient but computed once more: memory for time, the same gradients.
-Tensor checkpoint(const std::function<Tensor(Tensor)>& f, Tensor x);
+// While it lives, what is recorded is not kept for the gradient but computed once more: memory for time, the same
+// gradients. One inside another is part of it.                                     Chen et al. 2016, arXiv:1604.06174
+class Checkpoint {
+ public:
+  explicit Checkpoint(Graph& graph, bool on = true) : graph_(graph), outer_(graph.region) {
+    if (on && outer_ < 0) graph.region = graph.regions++;
+  }
+  ~Checkpoint() { graph_.region = outer_; }
+  Checkpoint(const Checkpoint&) = delete;
+  Checkpoint& operator=(const Checkpoint&) = delete;
+
+ private:
+  Graph& graph_;
+  int32_t outer_;
+};
 
 // ---- einops.h: rearrange<"b t (h d) -> b h t d", "h">(x, n_head), reduce<...>, repeat<...>
 

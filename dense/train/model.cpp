@@ -189,7 +189,8 @@ void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
   if (r.lengths) r.lengths.set(inputs.lengths);
 }
 
-std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmul_type, bool dropout, bool wide) {
+std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmul_type, bool dropout, bool wide,
+                                               bool recompute) {
   if (inputs.batch < 1 || inputs.time < 1) fail("input_ids: expected a batch of one token or more");
   auto r = std::make_unique<Recorded>(threads_);
   Graph& graph = r->graph;
@@ -210,6 +211,7 @@ std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmu
     r->types = r->context.token_types = graph.input(shape, Dtype::i32, "token_type_ids");
   }
   if (!inputs.lengths.empty()) r->lengths = r->context.lengths = graph.input({inputs.batch}, Dtype::i32, "lengths");
+  r->context.recompute = recompute;
   if (dropout) r->key = r->context.dropout_key = graph.input({2}, Dtype::i32, "step");
   r->logits = page_.forward(Weights(graph, parameters_), r->ids, r->context);
   if (inputs.scored()) {
@@ -322,7 +324,7 @@ Model::Recorded& Model::recorded_training(const Inputs& inputs, const Training& 
   if (!inputs.scored()) fail("step: expected labels");
   const auto same = std::ranges::find_if(trainings_, [&](const auto& t) {
     return t->fits(inputs) && t->graph.matmul_type == training.matmul_type && bool(t->key) == training.dropout &&
-           t->optimizer == training.optimizer && t->in_parts == in_parts;
+           t->context.recompute == training.recompute && t->optimizer == training.optimizer && t->in_parts == in_parts;
   });
   if (same != trainings_.end()) {
     std::rotate(trainings_.begin(), same, same + 1);
@@ -332,7 +334,7 @@ Model::Recorded& Model::recorded_training(const Inputs& inputs, const Training& 
   parameters_.forget_copies();
   parameters_.widen();
   evaluation_.reset();  // it may have what was widened
-  auto r = record(inputs, training.matmul_type, training.dropout);
+  auto r = record(inputs, training.matmul_type, training.dropout, false, training.recompute);
   r->optimizer = training.optimizer;
   r->in_parts = in_parts;
   if (in_parts) r->loss = r->loss * (r->places = r->graph.input({}, Dtype::f32, "places"));

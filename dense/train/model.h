@@ -116,6 +116,7 @@ class Model {
     Dtype matmul_type = Dtype::f32;
     Optimizer optimizer = {};
     bool dropout = false;
+    bool recompute = false;  // keep blocks' results alone for the gradient: less memory, more time, the same bits
   };
   // Before it: the mean loss of all places with a target, and its gradient's norm, if asked for.
   struct Step {
@@ -160,7 +161,7 @@ class Model {
   };
   std::map<std::string, Multiplier> multipliers();
   std::unique_ptr<Recorded> record(const Inputs& inputs, Dtype matmul_type = Dtype::f32, bool dropout = false,
-                                   bool wide = false);
+                                   bool wide = false, bool recompute = false);
   template <class T>
   std::map<std::string, ResultOf<T>> results(const Inputs& inputs, bool gradients, std::string* profile);
   Recorded& recorded_training(const Inputs& inputs, const Training& training, bool in_parts);

@@ -270,6 +270,7 @@ bool Trainer::run(const Events& events) {
   const TrainConfig& c = config_;
   Model::Training training;
   training.matmul_type = c.precision == "bf16" ? Dtype::bf16 : Dtype::f32;
+  training.recompute = c.recompute;
   training.dropout = true;  // as the page and its config have it
   training.optimizer = {.adamw = {c.beta1, c.beta2, c.eps, c.weight_decay}, .norm = true, .clip = c.clip};
   const auto is_due = [&](int every) { return (every > 0 && step() % every == 0) || step() == c.steps; };

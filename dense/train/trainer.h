@@ -34,6 +34,7 @@ struct TrainConfig {
   double lr = 3e-4, final_share = 0, beta1 = 0.9, beta2 = 0.99, eps = 1e-8, weight_decay = 0.1, clip = 1;
   int warmup = 0, evaluate_every = 100, evaluate_batches = 8, sample_every = 0, sample_tokens = 64;
   int save_every = 100, keep = 2;
+  bool recompute = false;
 
   void fields(auto&& f) {
     f("model_type", model_type, "the page (default: the first)");
@@ -46,6 +47,7 @@ struct TrainConfig {
     f("parts", parts, "parts of a step, whose gradients are added up", 1);
     f("time", time, "tokens of a sequence", 2);
     f("precision", precision, "f32, or bf16: products of bf16, everything else f32");
+    f("recompute", recompute, "keep blocks' results alone for the gradient: less memory, more time, the same weights");
     f("threads", threads, "0: as many as the machine has", 0);
     f("data.path", data.path, "a text, a folder of texts, or tokens of `dense tokens` (default: built-in names)");
     f("data.tokenizer", data.tokenizer,
