@@ -24,23 +24,6 @@ struct Config {
   }
 };
 
-// Ones and then zeros in each row: how many ones. Other masks are refused.
-std::vector<int32_t> lengths_of(const std::vector<int32_t>& mask, int64_t time) {
-  std::vector<int32_t> lengths;
-  for (size_t begin = 0; begin < mask.size(); begin += size_t(time)) {
-    int32_t length = 0;
-    for (int64_t t = 0; t < time; ++t) {
-      const int32_t m = mask[begin + size_t(t)];
-      if (m != 0 && m != 1) fail("attention_mask: expected 0 and 1, got ", m);
-      if (m == 1 && length != t)
-        fail("attention_mask: row ", lengths.size(), ": expected ones before zeros, got a 1 at ", t, " after a 0");
-      length += m;
-    }
-    lengths.push_back(length);
-  }
-  return lengths;
-}
-
 }  // namespace
 
 int forward_command(const Call& call) {
@@ -49,7 +32,7 @@ int forward_command(const Call& call) {
   if (!parse_flags(config, call,
                    "Runs a Hugging Face model on given tokens.\n\n"
                    "MODEL    a folder with config.json and model.safetensors, or a name in the local cache\n"
-                   "INPUTS   input_ids (B, T); if present also attention_mask, token_type_ids and labels (B, T);\n"
+                   "INPUTS   input_ids (B, T); if present also attention_mask, position_ids, token_type_ids, labels;\n"
                    "         of an encoder-decoder decoder_input_ids and labels (B, T'), or one of them\n"
                    "OUTPUTS  logits, last_hidden_state, with labels loss, with --grads grad.NAME of every parameter",
                    call.program + " gpt2/ inputs.safetensors outputs.safetensors --grads",
@@ -79,20 +62,22 @@ int forward_command(const Call& call) {
   const std::vector<int32_t> ids = ints("input_ids", shape), labels = ints("labels", scored);
   const std::vector<int32_t> mask = ints("attention_mask", shape), types = ints("token_type_ids", shape);
   const std::vector<int32_t> decoder_ids = ints("decoder_input_ids", scored);
-  std::vector<int32_t> lengths;
+  const std::vector<int32_t> positions = ints("position_ids", shape);
+  RealTokens real;
   try {
-    lengths = lengths_of(mask, shape[1]);
+    real = real_tokens(mask, shape[1]);
   } catch (const Error& error) {
     fail(inputs, ": ", error.what());
   }
   for (const auto& [name, tensor] : given)
     if (name != "input_ids" && name != "labels" && name != "attention_mask" && name != "token_type_ids" &&
-        name != "decoder_input_ids")
+        name != "position_ids" && name != "decoder_input_ids")
       fail(inputs, ": ", name,
-           ": expected input_ids, attention_mask, token_type_ids, decoder_input_ids and labels alone");
+           ": expected input_ids, attention_mask, position_ids, token_type_ids, decoder_input_ids and labels alone");
 
   Model model(page, folder, config.threads, [](const std::string& line) { say("{}\n", line); });
-  const Model::Inputs all{shape[0], shape[1], ids, labels, lengths, {}, types, decoder_ids};
+  const Model::Inputs all{shape[0], shape[1], ids,         labels,    real.lengths,
+                          {},       types,    real.firsts, positions, decoder_ids};
   const auto write = [&](auto results, const char* dtype) {
     std::vector<StoredTensor> outputs;
     for (auto& [name, result] : results)

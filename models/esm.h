@@ -93,8 +93,10 @@ inline Tensor rescale(const Config& c, Tensor ids, const Context& ctx) {  // (B,
   return reshape(where(masked, 0, (1 - 0.15 * 0.8) / (1 - reshape(share, {B, 1}))), {B, T, 1});
 }
 
-// Where absolute positions are counted from 1 in tokens other than padding, above pad_token_id, which padding has.
-inline Tensor count_tokens(const Config& c, Tensor ids) {  // (B, T) i32
+// Where absolute positions, unless they are given, are counted from 1 in tokens other than padding, above pad_token_id,
+// which padding has.
+inline Tensor absolute_positions(const Config& c, Tensor ids, const Context& ctx) {  // (B, T) i32
+  if (ctx.position_ids) return ctx.position_ids;
   const int64_t B = ids.size(0), T = ids.size(1);
   const Tensor real = 1 - equal(ids, c.pad_token_id), t = ids.graph().counter({T});
   const Tensor before = where(less(reshape(t, {T, 1}), t), 0, reshape(real, {B, 1, T}));  // (B, T, T)
@@ -107,7 +109,7 @@ inline Tensor embed(const Config& c, Weights w, Tensor words, Tensor ids, const 
   if (c.position_embedding_type == "absolute")
     x = x + gather(w["position_embeddings"]("weight", {c.max_position_embeddings, c.hidden_size},
                                             normal(c.initializer_range)),
-                   count_tokens(c, ids));
+                   absolute_positions(c, ids, ctx));
   return c.emb_layer_norm_before ? norm(c, w["layer_norm"], x) : x;
 }
 
@@ -133,8 +135,8 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Weights base = w["esm"], head = w["lm_head"];
   const Tensor words = base["embeddings"]["word_embeddings"]("weight", {V, C}, normal(c.initializer_range));
   std::optional<Rotation> turn;
-  if (c.position_embedding_type == "rotary")
-    turn = rotation(ctx.positions(ids), rope_frequencies(C / c.num_attention_heads, 10000));
+  if (c.position_embedding_type == "rotary")  // Hugging Face's know of no position_ids
+    turn = rotation(ids.graph().counter({ids.size(1)}), rope_frequencies(C / c.num_attention_heads, 10000));
   Tensor x = embed(c, base["embeddings"], words, ids, ctx);  // (B, T, C)
   for (int i = 0; i < c.num_hidden_layers; ++i) {
     const Checkpoint block = ctx.block(x);

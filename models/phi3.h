@@ -70,6 +70,7 @@ inline Rotation turns(const Config& c, Tensor ids, const Context& ctx, int64_t n
   if (type == "default") return rotation(ctx.positions(ids), f);
   if (type != "longrope" && type != "su" && type != "yarn")
     fail("phi3: rope_scaling.rope_type: expected default, longrope, su or yarn, got ", type);
+  if (ctx.position_ids) fail("phi3: position_ids are not supported where rope_type is ", type);
   const double most = c.max_position_embeddings, original = c.original_max_position_embeddings;
   const bool is_long = (ctx.cache ? ctx.cache->capacity : ids.size(1)) > c.original_max_position_embeddings;
   if (ctx.cache && is_long)

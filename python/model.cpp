@@ -85,11 +85,13 @@ Ints integers(const std::string& what, Object x) {
 
 // The arrays of one call, which live as long as it.
 struct Batch {
-  Ints ids, labels, lengths, decoder_ids;
+  Ints ids, labels, lengths, mask, positions, decoder_ids;
+  RealTokens real;
   Model::Inputs inputs;
 
-  // d: what the decoder of an encoder-decoder sees, which may be of any length; labels are for that.
-  Batch(const std::string& who, const Page& page, Object x, Object y, Object n, Object d)
+  // Of tokens x labels y, lengths n or an attention mask m, position ids p, and d: what the decoder of an encoder-decoder
+  // sees, which may be of any length; labels are for that. All but x may be None.
+  Batch(const std::string& who, const Page& page, Object x, Object y, Object n, Object m, Object p, Object d)
       : ids(integers(who + ": ids", x)) {
     if (ids.ndim() != 1 && ids.ndim() != 2)
       fail(who, ": ids: expected shape (B, T) or (T), got ", to_string(shape(ids)));
@@ -103,6 +105,11 @@ struct Batch {
     if (!d.is_none()) inputs.decoder_ids = read(decoder_ids, who + ": decoder_ids", d, scored);
     if (!y.is_none()) inputs.labels = read(labels, who + ": labels", y, scored);
     if (!n.is_none()) inputs.lengths = read(lengths, who + ": lengths", n, {inputs.batch});
+    if (!p.is_none()) inputs.position_ids = read(positions, who + ": position_ids", p, shape(ids));
+    if (m.is_none()) return;
+    if (!n.is_none()) fail(who, ": expected lengths or attention_mask, got both");
+    real = real_tokens(read(mask, who + ": attention_mask", m, shape(ids)), inputs.time);
+    inputs.lengths = real.lengths, inputs.firsts = real.firsts;
   }
 
  private:
@@ -231,20 +238,23 @@ std::unique_ptr<Shared> init(const std::string& model_type, uint64_t seed, int t
   return std::make_unique<Shared>(std::move(page), threads, seed);
 }
 
-py::array_t<float> logits(Shared& self, Object ids, Object lengths, Object decoder_ids) {
-  const Batch batch("logits", self.page(), ids, py::none(), lengths, decoder_ids);
+py::array_t<float> logits(Shared& self, Object ids, Object lengths, Object decoder_ids, Object attention_mask,
+                          Object position_ids) {
+  const Batch batch("logits", self.page(), ids, py::none(), lengths, attention_mask, position_ids, decoder_ids);
   Model::Result result = self.use([&](Model& m) { return std::move(m.run(batch.inputs, false).at("logits")); });
   return to_numpy(result.shape, std::move(result.values));
 }
 
-float loss(Shared& self, Object ids, Object labels, Object lengths, Object decoder_ids) {
-  const Batch batch("loss", self.page(), ids, labels, lengths, decoder_ids);
+float loss(Shared& self, Object ids, Object labels, Object lengths, Object decoder_ids, Object attention_mask,
+           Object position_ids) {
+  const Batch batch("loss", self.page(), ids, labels, lengths, attention_mask, position_ids, decoder_ids);
   if (batch.inputs.labels.empty()) fail("loss: expected labels");
   return self.use([&](Model& m) { return m.run(batch.inputs, false).at("loss").values[0]; });
 }
 
-py::dict grads(Shared& self, Object ids, Object labels, Object lengths, Object decoder_ids) {
-  const Batch batch("grads", self.page(), ids, labels, lengths, decoder_ids);
+py::dict grads(Shared& self, Object ids, Object labels, Object lengths, Object decoder_ids, Object attention_mask,
+               Object position_ids) {
+  const Batch batch("grads", self.page(), ids, labels, lengths, attention_mask, position_ids, decoder_ids);
   auto results = self.use([&](Model& m) { return m.run(batch.inputs, true); });
   constexpr std::string_view prefix = "grad.";
   py::dict grads;
@@ -267,8 +277,9 @@ Dtype dtype_of(const char* who, Object name, std::initializer_list<Dtype> types)
 }
 
 float step(Shared& self, Object ids, Object labels, double lr, double beta1, double beta2, double eps,
-           double weight_decay, Object lengths, Object dtype, bool dropout, Object decoder_ids) {
-  const Batch batch("step", self.page(), ids, labels, lengths, decoder_ids);
+           double weight_decay, Object lengths, Object dtype, bool dropout, Object decoder_ids, bool recompute,
+           Object attention_mask, Object position_ids) {
+  const Batch batch("step", self.page(), ids, labels, lengths, attention_mask, position_ids, decoder_ids);
   const auto check = [](const char* name, double value, bool fits, const char* expected) {
     if (!fits) fail("step: ", name, ": expected ", expected, ", got ", value);
   };
@@ -280,6 +291,7 @@ float step(Shared& self, Object ids, Object labels, double lr, double beta1, dou
   Model::Training training;
   training.lr = lr, training.optimizer.adamw = {beta1, beta2, eps, weight_decay};
   training.matmul_type = dtype_of("step", dtype, {Dtype::f32, Dtype::bf16}), training.dropout = dropout;
+  training.recompute = recompute;
   return self.use([&](Model& m) { return m.step(batch.inputs, training); });
 }
 
@@ -434,11 +446,14 @@ A language model and its optimizer; dense.load and dense.init make one.
     for _ in range(100):
         print(m.step(ids, labels=ids, lr=1e-3))
 
-ids      integers of any type, (B, T), or (T,) for B = 1; int32 in C order is read where it is
-labels   the same shape; -100 counts for nothing. A causal model scores logits[:, t] against labels[:, t + 1]: pass ids
-lengths  (B,): how many tokens of each row are real, from its first on; None: all of them
-decoder_ids  what the decoder of an encoder-decoder sees, (B, T') or (T',); labels have this shape then. None: the labels,
-         each one place later
+ids             integers of any type, (B, T), or (T,) for B = 1; int32 in C order is read where it is
+labels          the same shape; -100 counts for nothing. A causal model scores logits[:, t] against labels[:, t + 1]:
+                pass ids
+lengths         (B,): how many tokens of each row are real, from its first on; None: all of them
+attention_mask  in place of lengths: (B, T), 1 for real tokens, side by side, and 0 for padding before or behind them
+position_ids    (B, T): where each token stands; None: 0, 1, ..., padding counted
+decoder_ids     what the decoder of an encoder-decoder sees, (B, T') or (T',); labels have this shape then. None: the
+                labels, each one place later
 
 Arrays that come back are float32. Threads may call one model: one waits for the other, and threads that do not wait run
 meanwhile. Raises Error for what does not fit, TypeError for tokens that are not integers; the model stays as it was.)";
@@ -469,8 +484,9 @@ on_text  called with each piece of text as it comes)";
 constexpr char step_doc[] = R"(
 One step of AdamW on a batch; returns the loss before it. As in GPT-2, parameters with one axis are not decayed.
 
-dtype    'bf16': matrices are multiplied in bf16, with sums in float32; weights and moments are float32 either way
-dropout  whether the config's dropout is on
+dtype      'bf16': matrices are multiplied in bf16, with sums in float32; weights and moments are float32 either way
+dropout    whether the config's dropout is on
+recompute  keep less for the gradient and compute it once more: less memory, more time, the same bits
 
 Steps of shapes and settings (but for lr) that came before are faster than others, which are prepared first. A model of
 16-bit weights is float32 from its first step on.)";
@@ -492,15 +508,17 @@ since profile was called for the first time. on=False ends measuring. Raises Err
 void add_model(py::module_& m) {
   constexpr AdamW o;
   py::class_<Shared>(m, "Model", py::is_final(), model_doc)
-      .def("logits", logits, "ids"_a, "lengths"_a = py::none(), "decoder_ids"_a = py::none(),
-           "The scores of the next token: (B, T, V).")
-      .def("loss", loss, "ids"_a, "labels"_a, "lengths"_a = py::none(), "decoder_ids"_a = py::none(),
-           "The mean loss over the labels, a float.")
-      .def("grads", grads, "ids"_a, "labels"_a, "lengths"_a = py::none(), "decoder_ids"_a = py::none(),
+      .def("logits", logits, "ids"_a, "lengths"_a = py::none(), "decoder_ids"_a = py::none(), py::kw_only(),
+           "attention_mask"_a = py::none(), "position_ids"_a = py::none(), "The scores of the next token: (B, T, V).")
+      .def("loss", loss, "ids"_a, "labels"_a, "lengths"_a = py::none(), "decoder_ids"_a = py::none(), py::kw_only(),
+           "attention_mask"_a = py::none(), "position_ids"_a = py::none(), "The mean loss over the labels, a float.")
+      .def("grads", grads, "ids"_a, "labels"_a, "lengths"_a = py::none(), "decoder_ids"_a = py::none(), py::kw_only(),
+           "attention_mask"_a = py::none(), "position_ids"_a = py::none(),
            "The gradient of the loss: a dict of arrays, by the names of parameters.")
       .def("step", step, "ids"_a, "labels"_a, "lr"_a = Model::Training().lr, "beta1"_a = o.beta1, "beta2"_a = o.beta2,
            "eps"_a = o.eps, "weight_decay"_a = o.weight_decay, "lengths"_a = py::none(), "dtype"_a = "f32",
-           "dropout"_a = false, "decoder_ids"_a = py::none(), step_doc)
+           "dropout"_a = false, "decoder_ids"_a = py::none(), py::kw_only(), "recompute"_a = false,
+           "attention_mask"_a = py::none(), "position_ids"_a = py::none(), step_doc)
       .def(
           "generate",
           [](Shared& self, Object prompt, int64_t tokens, std::optional<double> temperature, std::optional<int> top_k,

@@ -24,11 +24,13 @@ struct KvCache {
 };
 
 struct Context {
-  Tensor lengths = {};      // (B) i32: how many tokens of each row are real; none: all of them
-  Tensor token_types = {};  // (B, T) i32: which of a page's kinds of text each token is of; none: 0, the first
-  Tensor decoder_ids = {};  // (B, T) i32: what the decoder of an encoder-decoder sees, whose encoder sees the ids
-  Tensor dropout_key = {};  // two i32 that change with each step, while training; none: no dropout
-  bool recompute = false;   // of blocks, keep their results alone for the gradient
+  Tensor lengths = {};       // (B) i32: how many tokens of each row are real; none: all of them
+  Tensor firsts = {};        // (B) i32, with lengths: which of each row's tokens is the first real one; none: 0
+  Tensor position_ids = {};  // (B, T) i32: where each token stands; none: where it is in its row
+  Tensor token_types = {};   // (B, T) i32: which of a page's kinds of text each token is of; none: 0, the first
+  Tensor decoder_ids = {};   // (B, T) i32: what the decoder of an encoder-decoder sees, whose encoder sees the ids
+  Tensor dropout_key = {};   // two i32 that change with each step, while training; none: no dropout
+  bool recompute = false;    // of blocks, keep their results alone for the gradient
   // In generation: the position of each row's first token (B) i32, what came before, and of the B T tokens those (B) i32
   // whose logits are wanted.
   Tensor starts = {};
@@ -45,13 +47,15 @@ struct Context {
   }
   // One of a page's equal blocks, from here to the end of the scope.
   Checkpoint block(Tensor x) const { return Checkpoint(x.graph(), recompute); }
-  // The positions of tokens (B, T), i32: (T), or in generation (B, T).
+  // The positions of tokens (B, T), i32: (T), or (B, T) in generation and where they are given.
   Tensor positions(Tensor ids) const {
+    if (position_ids) return position_ids;
     const Tensor here = ids.graph().counter({ids.size(1)}, Dtype::i32);
     return starts ? cast(here + reshape(starts, {-1, 1}), Dtype::i32) : here;
   }
   // Rows of a table of learned positions, to be added to (B, T, C). What lies behind its end is for no token.
   Tensor at_positions(Tensor table, Tensor ids) const {
+    if (position_ids) return gather(table, position_ids);
     if (!starts) return slice(table, 0, 0, ids.size(1));
     return gather(table, cast(min(positions(ids), double(table.size(0) - 1)), Dtype::i32));
   }
@@ -59,7 +63,7 @@ struct Context {
   Tensor at_types(Tensor table) const { return token_types ? gather(table, token_types) : slice(table, 0, 0, 1); }
   // Attention to real tokens, in generation to those that came before, too.
   Tensor attention(Tensor q, Tensor k, Tensor v, const AttentionOptions& options) {
-    return dense::attention(q, k, v, options, lengths, starts, cache ? next_layer(k) : KeyValues());
+    return dense::attention(q, k, v, options, lengths, starts, cache ? next_layer(k) : KeyValues(), firsts);
   }
 
   // For attention that is put together on a page, as that of an encoder-decoder. Its text is seen first, with a cache

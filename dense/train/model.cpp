@@ -16,7 +16,7 @@ namespace dense {
 // A graph for one shape of inputs.
 struct Model::Recorded {
   Graph graph;
-  Tensor ids, decoder_ids, types, targets, lengths, key, logits, loss;
+  Tensor ids, decoder_ids, types, positions, targets, lengths, firsts, key, logits, loss;
   Tensor lr, rate, scale, places, norm;
   std::vector<Tensor> gradients;  // of training in parts, in the order of the parameters' names
   bool in_parts = false;
@@ -27,6 +27,7 @@ struct Model::Recorded {
   // Whether it is for inputs of these shapes.
   bool fits(const Inputs& inputs) const {
     return ids.shape() == Shape{inputs.batch, inputs.time} && bool(lengths) == !inputs.lengths.empty() &&
+           bool(firsts) == !inputs.firsts.empty() && bool(positions) == !inputs.position_ids.empty() &&
            bool(types) == !inputs.token_types.empty() &&
            (decoder_ids ? decoder_ids.size(1) == inputs.decoder_time() : inputs.decoder_ids.empty());
   }
@@ -155,6 +156,11 @@ void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
   };
   const int64_t count = inputs.batch * inputs.time, scored = r.logits.size(0) * r.logits.size(1);
   expect("input_ids", inputs.ids, count, 0, vocabulary - 1);
+  if (!inputs.lengths.empty()) expect("lengths", inputs.lengths, inputs.batch, 0, int32_t(inputs.time));
+  if (!inputs.firsts.empty()) {
+    if (inputs.lengths.empty()) fail("firsts: expected lengths, too");
+    expect("firsts", inputs.firsts, inputs.batch, 0, int32_t(inputs.time));
+  }
   std::vector<int32_t> next;
   std::span<const int32_t> targets = inputs.targets;
   if (!inputs.labels.empty()) {
@@ -164,6 +170,8 @@ void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
       next.assign(inputs.labels.begin() + 1, inputs.labels.end());
       next.push_back(-100);
       for (int64_t row = 1; row < inputs.batch; ++row) next[size_t(row * inputs.time - 1)] = -100;
+      for (size_t row = 0; row < inputs.firsts.size(); ++row)  // padding is not asked what comes next
+        if (inputs.firsts[row] > 0) next[row * size_t(inputs.time) + size_t(inputs.firsts[row]) - 1] = -100;
       targets = next;
     }
   }
@@ -179,14 +187,17 @@ void Model::set_inputs(Recorded& r, const Inputs& inputs) const {
     decoder_ids = earlier;
   }
   if (r.decoder_ids) expect("decoder_input_ids", decoder_ids, scored, 0, vocabulary - 1);
-  if (!inputs.lengths.empty()) expect("lengths", inputs.lengths, inputs.batch, 0, int32_t(inputs.time));
+  const int64_t positions = context() ? std::max(context(), inputs.time) : 1 << 24;
+  if (!inputs.position_ids.empty()) expect("position_ids", inputs.position_ids, count, 0, int32_t(positions) - 1);
   if (!inputs.token_types.empty())
     expect("token_type_ids", inputs.token_types, count, 0, int32_t(page_.token_types()) - 1);
   r.ids.set(inputs.ids);
   if (r.decoder_ids) r.decoder_ids.set(decoder_ids);
   if (r.types) r.types.set(inputs.token_types);
   if (r.targets) r.targets.set(targets);
+  if (r.positions) r.positions.set(inputs.position_ids);
   if (r.lengths) r.lengths.set(inputs.lengths);
+  if (r.firsts) r.firsts.set(inputs.firsts);
 }
 
 std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmul_type, bool dropout, bool wide,
@@ -211,6 +222,11 @@ std::unique_ptr<Model::Recorded> Model::record(const Inputs& inputs, Dtype matmu
     r->types = r->context.token_types = graph.input(shape, Dtype::i32, "token_type_ids");
   }
   if (!inputs.lengths.empty()) r->lengths = r->context.lengths = graph.input({inputs.batch}, Dtype::i32, "lengths");
+  if (!inputs.firsts.empty()) r->firsts = r->context.firsts = graph.input({inputs.batch}, Dtype::i32, "firsts");
+  if (!inputs.position_ids.empty()) {
+    if (page_.decoder) fail("position_ids: expected none, since ", page_.model_type, " knows of distances alone");
+    r->positions = r->context.position_ids = graph.input(shape, Dtype::i32, "position_ids");
+  }
   r->context.recompute = recompute;
   if (dropout) r->key = r->context.dropout_key = graph.input({2}, Dtype::i32, "step");
   r->logits = page_.forward(Weights(graph, parameters_), r->ids, r->context);
@@ -529,6 +545,23 @@ std::optional<Dtype> weight_type(const std::string& name, const std::string& pre
   if (name == "int8") return Dtype::q8;
   if (name == "int4") return Dtype::q4;
   fail(prefix, "dtype: expected as-stored, f32, bf16, int8 or int4, got ", name);
+}
+
+RealTokens real_tokens(std::span<const int32_t> mask, int64_t time) {
+  RealTokens real;
+  for (size_t begin = 0; begin < mask.size(); begin += size_t(time)) {
+    const auto row = mask.subspan(begin, size_t(time));
+    const auto first = std::ranges::find(row, 1), end = std::find(first, row.end(), 0);
+    for (auto m = row.begin(); m != row.end(); ++m) {
+      const auto where = [&] { return text("attention_mask: row ", real.lengths.size(), ": "); };
+      if (*m != 0 && *m != 1) fail(where(), "expected 0 and 1, got ", *m, " at ", m - row.begin());
+      if (*m == 1 && m > end) fail(where(), "expected ones side by side, got a 1 at ", m - row.begin(), " after a 0");
+    }
+    real.lengths.push_back(int32_t(end - first));
+    real.firsts.push_back(first == row.end() ? 0 : int32_t(first - row.begin()));
+  }
+  if (std::ranges::count(real.firsts, 0) == std::ssize(real.firsts)) real.firsts.clear();
+  return real;
 }
 
 void Model::convert(Dtype type) {

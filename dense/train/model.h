@@ -63,6 +63,14 @@ Page page() {
 // starts with `prefix`, for other names.
 std::optional<Dtype> weight_type(const std::string& name, const std::string& prefix = {});
 
+// Which tokens of each row are real.
+struct RealTokens {
+  std::vector<int32_t> lengths, firsts;  // see Model::Inputs; no firsts where all of them are 0
+};
+// What an attention mask (B, time) says: 1 for real tokens, which are side by side, and 0 for others. Throws Error for
+// other masks, saying where.
+RealTokens real_tokens(std::span<const int32_t> mask, int64_t time);
+
 // Of everything that can be trained, the settings of its optimizer.
 struct Optimizer {
   AdamW adamw;
@@ -82,14 +90,17 @@ class Model {
   Model& operator=(const Model&) = delete;
   ~Model();
 
-  // Ids (B, T), and lengths (B): none, or how many tokens of each row are real. Token types (B, T) are for pages that
-  // know of them; none: zeros. The loss is the mean cross entropy at the places whose target is not -100; targets (B, T)
-  // may also be given as Hugging Face has labels: to a causal model the tokens themselves. The ids of an encoder-decoder
-  // are its encoder's. Its targets have the shape (B, T') of its decoder's ids, and where these are not given they are
-  // the targets, each one place later.
+  // Ids (B, T), and lengths (B): none, or how many tokens of each row are real; those from firsts (B) on, which need
+  // lengths, or the first ones. Position ids (B, T) say where tokens stand; none: where they are in their rows. Token
+  // types (B, T) are for pages that know of them; none: zeros. The loss is the mean cross entropy at the places whose
+  // target is not -100; targets (B, T) may also be given as Hugging Face has labels: to a causal model the tokens
+  // themselves, of which padding in front is not asked for the first one. The ids of an encoder-decoder are its
+  // encoder's. Its targets have the shape (B, T') of its decoder's ids, and where these are not given they are the
+  // targets, each one place later.
   struct Inputs {
     int64_t batch = 0, time = 0;
-    std::span<const int32_t> ids, labels = {}, lengths = {}, targets = {}, token_types = {}, decoder_ids = {};
+    std::span<const int32_t> ids, labels = {}, lengths = {}, targets = {}, token_types = {}, firsts = {},
+                                  position_ids = {}, decoder_ids = {};
     bool scored() const { return !labels.empty() || !targets.empty(); }
     int64_t decoder_time() const {
       return int64_t(std::max({decoder_ids.size(), labels.size(), targets.size()})) / batch;

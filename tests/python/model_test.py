@@ -136,6 +136,42 @@ def test_tokens_left_out_count_for_nothing():
     assert m.step(tokens, labels, lengths=lengths) == pytest.approx(before, abs=1e-6)
 
 
+def test_padding_may_be_before_and_behind_a_text():
+    m = new()
+    ids, mask, positions = np.zeros((2, 15), int), np.zeros((2, 15), int), np.zeros((2, 15), int)
+    for row, (first, length) in enumerate([(3, 12), (5, 7)]):
+        real = np.s_[row, first : first + length]
+        ids[real], mask[real], positions[real] = tokens[row, :length], 1, np.arange(length)
+    logits = m.logits(ids, attention_mask=mask, position_ids=positions)
+    moved = m.logits(ids, attention_mask=mask)
+    for row, (first, length) in enumerate([(3, 12), (5, 7)]):
+        real, alone = np.s_[row, first : first + length], tokens[row, :length]
+        np.testing.assert_allclose(logits[real], m.logits(alone)[0], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(moved[real], m.logits(alone, position_ids=first + np.arange(length))[0], atol=1e-6)
+    assert abs(moved[mask == 1] - logits[mask == 1]).max() > 1e-3
+    assert (m.logits(tokens, attention_mask=np.ones_like(tokens)) == m.logits(tokens)).all()
+
+    labels = np.where(mask, ids, -100)
+    given = dict(attention_mask=mask, position_ids=positions)
+    loss = m.loss(ids, labels, **given)
+    g = m.grads(ids, labels, **given)["transformer.wpe.weight"]
+    assert (g[:11] != 0).any(axis=1).all() and not g[11:].any()
+    losses = [m.loss(tokens[row, :n], tokens[row, :n]) * (n - 1) for row, n in [(0, 12), (1, 7)]]
+    assert loss == pytest.approx(sum(losses) / 17, abs=1e-6)  # padding is not asked what comes next
+    assert m.step(ids, labels, **given) == pytest.approx(loss, abs=1e-6)
+
+
+def test_recomputing_changes_no_weight():
+    results = []
+    for recompute in [False, True]:
+        m = new(n_layer=6)
+        for _ in range(3):
+            m.step(tokens, tokens, lr=1e-2, dropout=True, recompute=recompute)
+        results.append(m.parameters())
+    for name, x in results[0].items():
+        np.testing.assert_array_equal(x, results[1][name])
+
+
 def test_dropout_is_used_in_training_where_it_is_asked_for():
     with_it, without, none = new(resid_pdrop=0.5), new(resid_pdrop=0.5), new(resid_pdrop=0.0, embd_pdrop=0.0)
     assert without.step(tokens, tokens) == none.step(tokens, tokens, dropout=True)
@@ -264,6 +300,11 @@ def test_errors_say_what_was_expected_and_leave_the_model_as_it_was():
         ("loss: labels: expected shape (2), got (3)", lambda: m.loss([1, 2], [1, 2, 3])),
         ("grads: lengths: expected shape (1), got (2)", lambda: m.grads([1, 2], [1, 2], lengths=[1, 2])),
         ("lengths: expected 0 to 2, got 3 at 0", lambda: m.logits([1, 2], lengths=[3])),
+        ("logits: expected lengths or attention_mask, got both",
+         lambda: m.logits([1, 2], lengths=[2], attention_mask=[1, 1])),
+        ("attention_mask: row 0: expected ones side by side, got a 1 at 2 after a 0",
+         lambda: m.logits([1, 2, 3], attention_mask=[1, 0, 1])),
+        ("position_ids: expected 0 to 15, got 16 at 1", lambda: m.logits([1, 2], position_ids=[0, 16])),
         ("input_ids: expected a batch of one token or more", lambda: m.logits(np.zeros((0, 3), int))),
         ("step: labels: expected integers of 32 bits, got 4294967196 at element 1",
          lambda: m.step([1, 2], [1, 2**32 - 100])),
