@@ -147,7 +147,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const int64_t T = ids.size(1), V = c.vocab_size, C = c.hidden_size;
   check(c, ids);
   const Weights base = w["deberta"], encoder = base["encoder"], conv = encoder["conv"]["conv"];
-  const Tensor real = ctx.lengths ? less(ids.graph().counter({T}), reshape(ctx.lengths, {-1, 1})) : Tensor();  // (B, T)
+  const Tensor real = ctx.real(ids);  // (B, T)
   const Tensor words = base["embeddings"]["word_embeddings"]("weight", {V, C}, normal(c.initializer_range));
   const Tensor embeddings = embed(c, base["embeddings"], words, ids, real, ctx);
   Tensor x = embeddings, ahead, back;  // (B, T, C), and (1, 2T, C) or none

@@ -122,10 +122,8 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Tensor shared = w["shared"]("weight", {V, C}, normal(c.initializer_factor));
   Tensor x = ctx.dropout(gather(shared, ids), c.dropout_rate);  // (B, S, C)
   Tensor bias = position_bias(c, encoder, ctx.positions(ids), S, false), padding;
-  if (ctx.lengths) {
-    padding = where(less(w.graph().counter({S}, Dtype::i32), reshape(ctx.lengths, {-1, 1, 1, 1})), 0, unseen);
-    bias = bias + padding;  // (B, H, S, S)
-  }
+  if (const Tensor real = ctx.real(ids)) padding = where(reshape(real, {-1, 1, 1, S}), 0, unseen);
+  if (padding) bias = bias + padding;  // (B, H, S, S)
   for (int i = 0; i < c.num_layers; ++i) {
     const Checkpoint block = ctx.block(x);
     const Weights layer = encoder["block"][i]["layer"];

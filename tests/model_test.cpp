@@ -81,6 +81,19 @@ TEST(Model, NewFoldersHoldTheWeightsOfANewModelInAnyType) {
   EXPECT_NE(contents(folder / "wide/config.json").find("\"torch_dtype\": \"float32\""), std::string::npos);
 }
 
+TEST(Model, ItsContextSaysWhichTokensAreReal) {
+  Graph graph;
+  Context context;
+  const Tensor tokens = graph.input({3, 4}, Dtype::i32);
+  EXPECT_FALSE(context.real(tokens));
+  context.lengths = graph.input({3}, Dtype::i32);
+  context.lengths.set({4, 2, 0});
+  EXPECT_EQ(context.real(tokens).value(), (std::vector<float>{1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0}));
+  context.firsts = graph.input({3}, Dtype::i32);
+  context.firsts.set({0, 1, 3});
+  EXPECT_EQ(context.real(tokens).value(), (std::vector<float>{1, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0}));
+}
+
 TEST(Model, TargetsAreLabelsOnePlaceToTheLeft) {
   Model model(small_gpt2(), 1);
   std::vector<int32_t> next(ids.begin() + 1, ids.end());

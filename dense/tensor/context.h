@@ -61,6 +61,14 @@ struct Context {
   }
   // Rows of a table of token types, to be added to (B, T, C).
   Tensor at_types(Tensor table) const { return token_types ? gather(table, token_types) : slice(table, 0, 0, 1); }
+  // For pages with masks of their own: 1 for the real ones of tokens (B, T), 0 for others. None where all are real.
+  Tensor real(Tensor ids) const {
+    if (!lengths) return {};
+    Tensor t = ids.graph().counter({ids.size(1)}, Dtype::i32);  // from each row's first real token
+    if (firsts) t = t - reshape(firsts, {-1, 1});
+    const Tensor before_end = less(t, reshape(lengths, {-1, 1}));
+    return firsts ? where(less(t, 0), 0, before_end) : before_end;
+  }
   // Attention to real tokens, in generation to those that came before, too.
   Tensor attention(Tensor q, Tensor k, Tensor v, const AttentionOptions& options) {
     return dense::attention(q, k, v, options, lengths, starts, cache ? next_layer(k) : KeyValues(), firsts);
