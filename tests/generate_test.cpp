@@ -107,32 +107,6 @@ void expect_close(std::span<const float> got, std::span<const float> want, doubl
   for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], tolerance) << what << " " << i;
 }
 
-TEST(Generate, StepsGiveTheLogitsOfTheWholeText) {
-  for (const Page& page : {small_gpt2(), small_mixtral(),
-                           page_with("llama", {{"vocab_size", 100},
-                                               {"hidden_size", 48},
-                                               {"intermediate_size", 64},
-                                               {"num_hidden_layers", 2},
-                                               {"num_attention_heads", 6},
-                                               {"num_key_value_heads", 2},
-                                               {"max_position_embeddings", 200}})}) {
-    Model model(page, 2, 3);
-    Generator generator(model, 1, 200);
-    Ids ids = random_ids(37, 1);
-    generator.prefill(std::vector<std::span<const int32_t>>{ids});
-    expect_close(generator.logits(0), whole(model, ids), 2e-5, page.model_type + " prefill");
-    for (int32_t id : random_ids(30, 2)) {
-      ids.push_back(id);
-      generator.step({&id, 1});
-      expect_close(generator.logits(0), whole(model, ids), 2e-5, page.model_type + " step");
-    }
-    const Ids more = random_ids(90, 3);
-    ids.insert(ids.end(), more.begin(), more.end());
-    generator.prefill(std::vector<std::span<const int32_t>>{more});
-    expect_close(generator.logits(0), whole(model, ids), 2e-5, page.model_type + " prefill after steps");
-  }
-}
-
 TEST(Generate, RowsHaveTheSameBitsAloneAndAmongOthersAndWithAnyThreads) {
   for (const auto& [page, type] : {std::pair(small_gpt2(), Dtype::f32),
                                    {small_gpt2(), Dtype::bf16},

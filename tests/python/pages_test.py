@@ -229,18 +229,6 @@ def test_generation_knows_the_lengths_that_longrope_depends_on():
         model.generate(tokens[0, :20].tolist(), tokens=11)
 
 
-@pytest.mark.parametrize("page", ["mistral", "mixtral", "qwen2", "gemma", "phi3", "olmo2", "gemma2", "gpt_neox"])
-def test_what_was_trained_and_saved_is_loaded_again(page, tmp_path):
-    model = new(page, initializer_range=0.02)
-    losses = [model.step(tokens, labels=tokens, lr=1e-2) for _ in range(40)]
-    assert losses[-1] < losses[0] - 1
-    model.save(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == page
-    again = dense.load(tmp_path)
-    assert again.config == model.config
-    assert np.array_equal(again.logits(tokens), model.logits(tokens))
-
-
 def test_both_names_of_a_field_are_read(tmp_path):
     """GPT-NeoX files of transformers 4 have both, those of 5 rope_parameters."""
     model = new("gpt_neox", rotary_pct=0.5, rotary_emb_base=300.0)
