@@ -10,16 +10,19 @@
 #include "cli/whole_file.h"
 #include "dense/io/files.h"
 #include "dense/io/hub.h"
+#include "dense/io/safetensors.h"
 
 namespace dense::cli {
 namespace {
 
 struct Config {
   std::string dtype = "int8";
+  bool force = false;
   int threads = 0;
 
   void fields(auto&& f) {
     f("dtype", dtype, "int8 or int4: in groups of 32 with a float16 scale; or bf16, f32");
+    f("force", force, "in place of a model that is in OUT");
     f("threads", threads, "0: as many as the machine has", 0);
   }
 };
@@ -39,6 +42,8 @@ int quantize_command(const Call& call) {
   const std::filesystem::path folder = find_model(model_name);
   std::error_code error;
   if (std::filesystem::equivalent(folder, out, error)) fail(out, ": expected another folder than the model's");
+  if (!config.force && (has_weights(out) || std::filesystem::exists(std::filesystem::path(out) / "config.json")))
+    fail(out, ": holds a model already; --force writes a new one in its place");
   Model model(page_of(model_type(folder)), folder, config.threads, [](const std::string& line) { say("{}\n", line); });
   model.convert(*type);
   std::filesystem::create_directories(out, error);

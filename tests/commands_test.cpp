@@ -442,7 +442,9 @@ TEST_F(Commands, QuantizeRefusesWhatDoesNotFit) {
   };
   for (const auto& [args, says] : cases) expect_refused(Args{"quantize"} + args, says);
   ASSERT_EQ(run({"quantize", "m", "n"}).exit_code, 0);
-  expect_refused({"quantize", "n", "o", "--dtype", "int4"}, "expected weights that are not quantised, got q8");
+  expect_refused({"quantize", "n", "o", "--dtype", "int4"}, "expected weights that are not quantised, got int8");
+  expect_refused({"quantize", "m", "n"}, "n: holds a model already; --force writes a new one in its place");
+  EXPECT_EQ(run({"quantize", "m", "n", "--dtype", "int4", "--force"}).exit_code, 0);
 }
 
 TEST_F(Commands, FewerBitsPredictATextNearlyAsWell) {

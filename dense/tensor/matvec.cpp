@@ -27,7 +27,7 @@ void check(const MatvecSpec& s, int threads) {
     return;
   }
   if (s.weights != Dtype::f32 && s.weights != Dtype::bf16 && s.weights != Dtype::f16)
-    fail(shape(), ": expected weights of f32, bf16, f16, q8 or q4");
+    fail(shape(), ": expected weights of f32, bf16, f16, int8 or int4");
   const int64_t stored = s.by_row ? s.k : s.n, rows = s.by_row ? s.n : s.k;
   if (rows > 1 && s.row_stride < stored)
     fail(shape(), ": expected rows of W at least ", stored, " apart, got ", s.row_stride);

@@ -133,7 +133,7 @@ static auto quantise_block_for(Isa isa) {
 }
 
 static void check(Dtype type) {
-  if (!is_quantised(type)) fail("quantised: expected q8 or q4, got ", name(type));
+  if (!is_quantised(type)) fail("quantised: expected int8 or int4, got ", name(type));
 }
 
 size_t quantised_bytes(Dtype type, int64_t n, int64_t k) {
