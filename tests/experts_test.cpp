@@ -318,7 +318,7 @@ TEST(Experts, ErrorsNameTheOperationAndTheShapes) {
               const std::vector<Tensor> q8 = some_weights(graph, 2, 3, 4, Dtype::q8, true);
               grad(sum(expert_matmul(x, ids, q8)), {x});
             }),
-            "grad: expected weights that are not quantised, got q8");
+            "grad: expected weights that are not quantised, got int8");
   Plan plan({expert_matmul(x, ids, std::array{w, w})});
   for (int32_t id : {2, -1}) {
     ids.set({0, id});

@@ -255,7 +255,7 @@ TEST(Generate, QuantisedWeightsAreMultipliedWholeAlone) {
   Graph graph;
   const Tensor w = graph.parameter(p.name, p.shape, p.dtype, p.memory), x = graph.input({1, 48});
   EXPECT_EQ(matmul(x, w).shape(), (Shape{1, 192}));
-  expect_error([&] { matmul(x, slice(w, 1, 0, 96)); }, "c_fc.weight (48, 96): expected all of q8 weights (48, 192)");
+  expect_error([&] { matmul(x, slice(w, 1, 0, 96)); }, "c_fc.weight (48, 96): expected all of int8 weights (48, 192)");
 }
 
 TEST(Generate, QuantisedWeightsMayLieAnywhereInAFile) {

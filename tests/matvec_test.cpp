@@ -326,9 +326,9 @@ TEST(Matvec, RunAllocatesNothing) {
 TEST(Matvec, RefusesWhatItCannotDo) {
   const auto plan = [](const MatvecSpec& s) { return error_of([&] { Matvec(s, Isa::portable, 1); }); };
   EXPECT_EQ(plan({.m = 2, .n = 3, .k = 4, .weights = Dtype::f64, .row_stride = 4}),
-            "matvec (2, 4) f64 (3, 4)^T: expected weights of f32, bf16, f16, q8 or q4");
+            "matvec (2, 4) f64 (3, 4)^T: expected weights of f32, bf16, f16, int8 or int4");
   EXPECT_EQ(plan({.m = 2, .n = 3, .k = 4, .weights = Dtype::q8, .by_row = false}),
-            "matvec (2, 4) q8 (4, 3): expected weights by row");
+            "matvec (2, 4) int8 (4, 3): expected weights by row");
   EXPECT_EQ(plan({.m = 2, .n = 3, .k = 4, .by_row = false, .row_stride = 2}),
             "matvec (2, 4) f32 (4, 3): expected rows of W at least 3 apart, got 2");
 }
@@ -468,7 +468,7 @@ TEST(Quantised, RefusesWhatItCannotDo) {
   };
   EXPECT_EQ(quantise(Dtype::f32, Dtype::q8), "quantise: expected finite weights, got NaN or infinity");
   EXPECT_EQ(quantise(Dtype::i32, Dtype::q8), "quantise: expected f32, bf16 or f16, got i32");
-  EXPECT_EQ(quantise(Dtype::f32, Dtype::f32), "quantised: expected q8 or q4, got f32");
+  EXPECT_EQ(quantise(Dtype::f32, Dtype::f32), "quantised: expected int8 or int4, got f32");
 }
 
 TEST(Half, GoesToAndFroForAllItsValues) {
