@@ -40,8 +40,7 @@ struct Config {
     f("position_embedding_type", position_embedding_type, "absolute; others are not supported");
     f("hidden_dropout_prob", hidden_dropout_prob,
       "dropout of the embeddings and of each sublayer's result, in training");
-    f("attention_probs_dropout_prob", attention_probs_dropout_prob,
-      "dropout of attention weights, in training: only 0 is supported there");
+    f("attention_probs_dropout_prob", attention_probs_dropout_prob, "dropout of attention weights, in training");
     f("layer_norm_eps", layer_norm_eps, "added to variances");
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("is_decoder", is_decoder, "see only what came before: not supported");
@@ -66,7 +65,8 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx) {  // (
     return rearrange<"b t (h d) -> b t h d", "h">(linear(c, w["self"][name], x, C), H);
   };
   const Tensor q = heads("query"), k = heads("key"), v = heads("value");
-  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(q.size(3))), .causal = false});
+  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(q.size(3))), .causal = false},
+                                 c.attention_probs_dropout_prob);
   return ctx.dropout(linear(c, w["output"]["dense"], rearrange<"b t h d -> b t (h d)">(y), C), c.hidden_dropout_prob);
 }
 
@@ -86,7 +86,7 @@ inline Tensor embed(const Config& c, Weights w, Tensor words, Tensor ids, Contex
   return ctx.dropout(norm(c, w["LayerNorm"], x), c.hidden_dropout_prob);
 }
 
-inline void check(const Config& c, Tensor ids, const Context& ctx) {
+inline void check(const Config& c, Tensor ids) {
   const int64_t T = ids.size(1), C = c.hidden_size, H = c.num_attention_heads;
   if (T > c.max_position_embeddings)
     fail("bert: expected at most max_position_embeddings = ", c.max_position_embeddings, " tokens, got ", T);
@@ -95,12 +95,10 @@ inline void check(const Config& c, Tensor ids, const Context& ctx) {
     fail("bert: position_embedding_type: expected absolute, got ", c.position_embedding_type);
   if (c.is_decoder) fail("bert: is_decoder: expected false, got true");
   if (c.add_cross_attention) fail("bert: add_cross_attention: expected false, got true");
-  if (ctx.dropout_key && c.attention_probs_dropout_prob > 0)
-    fail("bert: attention_probs_dropout_prob: expected 0 in training, got ", c.attention_probs_dropout_prob);
 }
 
 inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)
-  check(c, ids, ctx);
+  check(c, ids);
   const int64_t V = c.vocab_size, C = c.hidden_size;
   const Weights base = w["bert"], head = w["cls"]["predictions"];
   const Tensor words = base["embeddings"]["word_embeddings"]("weight", {V, C}, normal(c.initializer_range));

@@ -46,8 +46,7 @@ struct Config {  // where a file lacks a field, what Hugging Face takes; ESM-2 i
     f("mask_token_id", mask_token_id, "token in place of one to be guessed", 0);
     f("pad_token_id", pad_token_id, "token after the end of a text, which absolute positions leave out", 0);
     f("hidden_dropout_prob", hidden_dropout_prob, "dropout of each sublayer's result, in training");
-    f("attention_probs_dropout_prob", attention_probs_dropout_prob,
-      "dropout of attention weights, in training: only 0 is supported there");
+    f("attention_probs_dropout_prob", attention_probs_dropout_prob, "dropout of attention weights, in training");
     f("layer_norm_eps", layer_norm_eps, "added to variances");
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("is_decoder", is_decoder, "see only what came before: not supported");
@@ -75,7 +74,8 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const s
   };
   Tensor q = heads("query"), k = heads("key");
   if (turn) q = rope(q, *turn), k = rope(k, *turn);
-  const Tensor y = ctx.attention(q, k, heads("value"), {.scale = 1 / std::sqrt(float(q.size(3))), .causal = false});
+  const Tensor y = ctx.attention(q, k, heads("value"), {.scale = 1 / std::sqrt(float(q.size(3))), .causal = false},
+                                 c.attention_probs_dropout_prob);
   return ctx.dropout(linear(c, w["output"]["dense"], rearrange<"b t h d -> b t (h d)">(y), C), c.hidden_dropout_prob);
 }
 
@@ -113,7 +113,7 @@ inline Tensor embed(const Config& c, Weights w, Tensor words, Tensor ids, const 
   return c.emb_layer_norm_before ? norm(c, w["layer_norm"], x) : x;
 }
 
-inline void check(const Config& c, Tensor ids, const Context& ctx) {
+inline void check(const Config& c, Tensor ids) {
   const int64_t T = ids.size(1), C = c.hidden_size, H = c.num_attention_heads;
   const bool absolute = c.position_embedding_type == "absolute";
   if (!absolute && c.position_embedding_type != "rotary")
@@ -125,12 +125,10 @@ inline void check(const Config& c, Tensor ids, const Context& ctx) {
   if (c.is_decoder) fail("esm: is_decoder: expected false, got true");
   if (c.add_cross_attention) fail("esm: add_cross_attention: expected false, got true");
   if (c.is_folding_model) fail("esm: is_folding_model: expected false, got true");
-  if (ctx.dropout_key && c.attention_probs_dropout_prob > 0)
-    fail("esm: attention_probs_dropout_prob: expected 0 in training, got ", c.attention_probs_dropout_prob);
 }
 
 inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)
-  check(c, ids, ctx);
+  check(c, ids);
   const int64_t V = c.vocab_size, C = c.hidden_size;
   const Weights base = w["esm"], head = w["lm_head"];
   const Tensor words = base["embeddings"]["word_embeddings"]("weight", {V, C}, normal(c.initializer_range));

@@ -32,7 +32,7 @@ struct Config {
     f("activation_function", activation_function, "of the MLP");
     f("resid_pdrop", resid_pdrop, "dropout of each sublayer's result, in training");
     f("embd_pdrop", embd_pdrop, "dropout of the embeddings, in training");
-    f("attn_pdrop", attn_pdrop, "dropout of attention weights, in training: only 0 is supported there");
+    f("attn_pdrop", attn_pdrop, "dropout of attention weights, in training");
     f("layer_norm_epsilon", layer_norm_epsilon, "added to variances");
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("scale_attn_weights", scale_attn_weights, "divide scores by sqrt(head size)");
@@ -60,7 +60,7 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, int lay
   AttentionOptions options;
   if (c.scale_attn_weights) options.scale /= std::sqrt(float(D));
   if (c.scale_attn_by_inverse_layer_idx) options.scale /= float(layer + 1);
-  const Tensor y = rearrange<"b t h d -> b t (h d)">(ctx.attention(q, k, v, options));
+  const Tensor y = rearrange<"b t h d -> b t (h d)">(ctx.attention(q, k, v, options, c.attn_pdrop));
   return linear(w["c_proj"], y, C, c.initializer_range / std::sqrt(2.0 * c.n_layer));
 }
 
@@ -74,7 +74,6 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const int64_t T = ids.size(1), V = c.vocab_size, C = c.n_embd;
   if (T > c.n_positions) fail("gpt2: expected at most n_positions = ", c.n_positions, " tokens, got ", T);
   if (C % c.n_head) fail("gpt2: n_head: expected a divisor of n_embd = ", C, ", got ", c.n_head);
-  if (ctx.dropout_key && c.attn_pdrop > 0) fail("gpt2: attn_pdrop: expected 0 in training, got ", c.attn_pdrop);
   const Weights base = w["transformer"];
   const Tensor wte = base["wte"]("weight", {V, C}, normal(c.initializer_range));
   const Tensor wpe = base["wpe"]("weight", {c.n_positions, C}, normal(c.initializer_range));

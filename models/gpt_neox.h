@@ -51,7 +51,7 @@ struct Config {
       1);
     f("attention_bias", attention_bias, "biases in attention");
     f("hidden_dropout", hidden_dropout, "dropout of the embeddings and of each sublayer's result, in training");
-    f("attention_dropout", attention_dropout, "dropout of attention weights, in training: only 0 is supported there");
+    f("attention_dropout", attention_dropout, "dropout of attention weights, in training");
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("tie_word_embeddings", tie_word_embeddings, "use embed_in for the output, too");
     f("bos_token_id", bos_token_id, "token that begins a text");
@@ -108,7 +108,8 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const R
   const int64_t C = c.hidden_size, D = C / c.num_attention_heads;
   const Tensor qkv = linear(c, w["query_key_value"], x, 3 * C, c.attention_bias);               // (B, T, 3C)
   const auto [q, k, v] = split<3>(rearrange<"b t (h s d) -> s b t h d", "s", "d">(qkv, 3, D));  // 3 of (B, T, H, D)
-  const Tensor y = ctx.attention(partly_turned(q, turn), partly_turned(k, turn), v, {.scale = 1 / std::sqrt(float(D))});
+  const Tensor y = ctx.attention(partly_turned(q, turn), partly_turned(k, turn), v, {.scale = 1 / std::sqrt(float(D))},
+                                 c.attention_dropout);
   return linear(c, w["dense"], rearrange<"b t h d -> b t (h d)">(y), C, c.attention_bias);
 }
 
@@ -127,8 +128,6 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   if (c.old_rope_type.value_or(c.rope_type.value_or("")) == "dynamic" && T > c.max_position_embeddings)
     fail("gpt_neox: expected at most max_position_embeddings = ", c.max_position_embeddings, " tokens, got ", T,
          ": longer ones are not supported where rope_type is dynamic");
-  if (ctx.dropout_key && c.attention_dropout > 0)
-    fail("gpt_neox: attention_dropout: expected 0 in training, got ", c.attention_dropout);
   const Rotation turn = rotation(ctx.positions(ids), frequencies(c, turned));
   const Weights base = w["gpt_neox"];
   const Tensor embed_in = base["embed_in"]("weight", {V, C}, normal(c.initializer_range));

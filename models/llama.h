@@ -47,7 +47,7 @@ struct Config {
       1);
     f("attention_bias", attention_bias, "biases in attention");
     f("mlp_bias", mlp_bias, "biases in the MLP");
-    f("attention_dropout", attention_dropout, "dropout of attention weights, in training: only 0 is supported there");
+    f("attention_dropout", attention_dropout, "dropout of attention weights, in training");
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("tie_word_embeddings", tie_word_embeddings, "use embed_tokens for the output, too");
     f("bos_token_id", bos_token_id, "token that begins a text");
@@ -98,7 +98,7 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const R
     return rearrange<"b t (h d) -> b t h d", "h">(linear(c, w[name], x, n * D, c.attention_bias), n);
   };
   const Tensor q = rope(heads("q_proj", H), turn), k = rope(heads("k_proj", H_kv), turn), v = heads("v_proj", H_kv);
-  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D))});  // (B, T, H, D)
+  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D))}, c.attention_dropout);  // (B, T, H, D)
   return linear(c, w["o_proj"], rearrange<"b t h d -> b t (h d)">(y), c.hidden_size, c.attention_bias);
 }
 
@@ -116,8 +116,6 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   if (c.old_rope_type.value_or(c.rope_type.value_or("")) == "dynamic" && T > c.max_position_embeddings)
     fail("llama: expected at most max_position_embeddings = ", c.max_position_embeddings, " tokens, got ", T,
          ": longer ones are not supported where rope_type is dynamic");
-  if (ctx.dropout_key && c.attention_dropout > 0)
-    fail("llama: attention_dropout: expected 0 in training, got ", c.attention_dropout);
   const Rotation turn = rotation(ctx.positions(ids), frequencies(c, D));
   const Weights base = w["model"];
   const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));

@@ -39,7 +39,7 @@ struct Config {
     f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
     f("rope_scaling.rope_type", rope_type, "frequencies: only default is supported");
     f("rope_scaling.type", old_rope_type, "the same, as older files name it");
-    f("attention_dropout", attention_dropout, "dropout of attention weights, in training: only 0 is supported there");
+    f("attention_dropout", attention_dropout, "dropout of attention weights, in training");
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("tie_word_embeddings", tie_word_embeddings, "use embed_tokens for the output, too");
     f("bos_token_id", bos_token_id, "token that begins a text");
@@ -64,7 +64,8 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const R
     return rearrange<"b t (h d) -> b t h d", "h">(linear(c, w[name], x, n * D), n);
   };
   const Tensor q = rope(heads("q_proj", H), turn), k = rope(heads("k_proj", H_kv), turn), v = heads("v_proj", H_kv);
-  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D)), .window = c.sliding_window.value_or(0)});
+  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D)), .window = c.sliding_window.value_or(0)},
+                                 c.attention_dropout);
   return linear(c, w["o_proj"], rearrange<"b t h d -> b t (h d)">(y), c.hidden_size);  // y (B, T, H, D)
 }
 
@@ -80,8 +81,6 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   if (D % 2) fail("mistral: head_dim: expected an even number, got ", D);
   const std::string scaling = c.old_rope_type.value_or(c.rope_type.value_or("default"));
   if (scaling != "default") fail("mistral: rope_scaling.rope_type: expected default, got ", scaling);
-  if (ctx.dropout_key && c.attention_dropout > 0)
-    fail("mistral: attention_dropout: expected 0 in training, got ", c.attention_dropout);
   const Rotation turn = rotation(ctx.positions(ids), rope_frequencies(D, c.rope_theta));
   const Weights base = w["model"];
   const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));

@@ -44,7 +44,7 @@ struct Config {
     f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
     f("rope_scaling.rope_type", rope_type, "frequencies: only default is supported");
     f("rope_scaling.type", old_rope_type, "the same, as older files name it");
-    f("attention_dropout", attention_dropout, "dropout of attention weights, in training: only 0 is supported there");
+    f("attention_dropout", attention_dropout, "dropout of attention weights, in training");
     f("router_jitter_noise", router_jitter_noise, "noise of routers, in training: only 0 is supported there");
     f("output_router_logits", output_router_logits, "add a loss that balances experts: only false is supported");
     f("initializer_range", initializer_range, "standard deviation of new weights");
@@ -73,7 +73,8 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const R
     return rearrange<"b t (h d) -> b t h d", "h">(linear(c, w[name], x, n * D), n);
   };
   const Tensor q = rope(heads("q_proj", H), turn), k = rope(heads("k_proj", H_kv), turn), v = heads("v_proj", H_kv);
-  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D)), .window = c.sliding_window.value_or(0)});
+  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D)), .window = c.sliding_window.value_or(0)},
+                                 c.attention_dropout);
   return linear(c, w["o_proj"], rearrange<"b t h d -> b t (h d)">(y), c.hidden_size);  // y (B, T, H, D)
 }
 
@@ -103,8 +104,6 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   if (D % 2) fail("mixtral: head_dim: expected an even number, got ", D);
   const std::string scaling = c.old_rope_type.value_or(c.rope_type.value_or("default"));
   if (scaling != "default") fail("mixtral: rope_scaling.rope_type: expected default, got ", scaling);
-  if (ctx.dropout_key && c.attention_dropout > 0)
-    fail("mixtral: attention_dropout: expected 0 in training, got ", c.attention_dropout);
   if (ctx.dropout_key && c.router_jitter_noise > 0)
     fail("mixtral: router_jitter_noise: expected 0 in training, got ", c.router_jitter_noise);
   if (c.output_router_logits) fail("mixtral: output_router_logits: expected false, got true");

@@ -44,7 +44,7 @@ struct Config {
     f("rope_scaling.original_max_position_embeddings", original_max_position_embeddings, "llama3: in so many tokens",
       1);
     f("attention_bias", attention_bias, "biases in attention");
-    f("attention_dropout", attention_dropout, "dropout of attention weights, in training: only 0 is supported there");
+    f("attention_dropout", attention_dropout, "dropout of attention weights, in training");
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("tie_word_embeddings", tie_word_embeddings, "use embed_tokens for the output, too");
     f("bos_token_id", bos_token_id, "token that begins a text");
@@ -98,8 +98,8 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const R
   const Tensor k = norm(c, w["k_norm"], linear(c, w["k_proj"], x, H_kv * D, c.attention_bias));
   const Tensor v = linear(c, w["v_proj"], x, H_kv * D, c.attention_bias);
   const auto heads = [&](Tensor y) { return rearrange<"b t (h d) -> b t h d", "d">(y, D); };
-  const Tensor y =
-      ctx.attention(rope(heads(q), turn), rope(heads(k), turn), heads(v), {.scale = 1 / std::sqrt(float(D))});
+  const Tensor y = ctx.attention(rope(heads(q), turn), rope(heads(k), turn), heads(v),
+                                 {.scale = 1 / std::sqrt(float(D))}, c.attention_dropout);
   return linear(c, w["o_proj"], rearrange<"b t h d -> b t (h d)">(y), c.hidden_size, c.attention_bias);
 }
 
@@ -116,8 +116,6 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   if (c.old_rope_type.value_or(c.rope_type.value_or("")) == "dynamic" && T > c.max_position_embeddings)
     fail("olmo2: expected at most max_position_embeddings = ", c.max_position_embeddings, " tokens, got ", T,
          ": longer ones are not supported where rope_type is dynamic");
-  if (ctx.dropout_key && c.attention_dropout > 0)
-    fail("olmo2: attention_dropout: expected 0 in training, got ", c.attention_dropout);
   const Rotation turn = rotation(ctx.positions(ids), frequencies(c, C / H));
   const Weights base = w["model"];
   const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));

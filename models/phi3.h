@@ -53,7 +53,7 @@ struct Config {
     f("rope_scaling.attention_factor", attention_factor, "longrope: of what is turned; else found from both lengths");
     f("resid_pdrop", resid_pdrop, "dropout of each sublayer's result, in training");
     f("embd_pdrop", embd_pdrop, "dropout of the embeddings, in training");
-    f("attention_dropout", attention_dropout, "dropout of attention weights, in training: only 0 is supported there");
+    f("attention_dropout", attention_dropout, "dropout of attention weights, in training");
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("tie_word_embeddings", tie_word_embeddings, "use embed_tokens for the output, too");
     f("bos_token_id", bos_token_id, "token that begins a text");
@@ -110,7 +110,8 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const R
   const Tensor qkv = rearrange<"b t (h d) -> b t h d", "h">(linear(c, w["qkv_proj"], x, all * D), all);
   const Tensor q = partly_turned(slice(qkv, 2, 0, H), turn), k = partly_turned(slice(qkv, 2, H, H + H_kv), turn);
   const Tensor v = slice(qkv, 2, H + H_kv, all);  // (B, T, H_kv, D)
-  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D)), .window = c.sliding_window.value_or(0)});
+  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D)), .window = c.sliding_window.value_or(0)},
+                                 c.attention_dropout);
   return linear(c, w["o_proj"], rearrange<"b t h d -> b t (h d)">(y), c.hidden_size);  // y (B, T, H, D)
 }
 
@@ -127,8 +128,6 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const auto turned = int64_t(double(D) * c.partial_rotary_factor);  // elements of a head
   if (turned < 2 || turned > D || turned % 2)
     fail("phi3: partial_rotary_factor: expected an even number of a head's ", C / H, " elements, got ", turned);
-  if (ctx.dropout_key && c.attention_dropout > 0)
-    fail("phi3: attention_dropout: expected 0 in training, got ", c.attention_dropout);
   const Rotation turn = turns(c, ids, ctx, turned);
   const Weights base = w["model"];
   const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));

@@ -49,7 +49,7 @@ struct Config {
     f("rope_scaling.high_freq_factor", high_freq_factor, "llama3: fast ones, kept, are those of more turns", 0);
     f("rope_scaling.original_max_position_embeddings", original_max_position_embeddings, "llama3: in so many tokens",
       1);
-    f("attention_dropout", attention_dropout, "dropout of attention weights, in training: only 0 is supported there");
+    f("attention_dropout", attention_dropout, "dropout of attention weights, in training");
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("tie_word_embeddings", tie_word_embeddings, "use embed_tokens for the output, too");
     f("bos_token_id", bos_token_id, "token that begins a text");
@@ -116,7 +116,8 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Context& ctx, const R
     return rearrange<"b t (h d) -> b t h d", "h">(y, n);
   };
   const Tensor q = rope(heads("q_proj", H), turn), k = rope(heads("k_proj", H_kv), turn), v = heads("v_proj", H_kv);
-  const Tensor y = ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D)), .window = window(c, layer)});
+  const Tensor y =
+      ctx.attention(q, k, v, {.scale = 1 / std::sqrt(float(D)), .window = window(c, layer)}, c.attention_dropout);
   return linear(c, w["o_proj"], rearrange<"b t h d -> b t (h d)">(y), c.hidden_size);  // y (B, T, H, D)
 }
 
@@ -133,8 +134,6 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   if (c.old_rope_type.value_or(c.rope_type.value_or("")) == "dynamic" && T > c.max_position_embeddings)
     fail("qwen2: expected at most max_position_embeddings = ", c.max_position_embeddings, " tokens, got ", T,
          ": longer ones are not supported where rope_type is dynamic");
-  if (ctx.dropout_key && c.attention_dropout > 0)
-    fail("qwen2: attention_dropout: expected 0 in training, got ", c.attention_dropout);
   const Rotation turn = rotation(ctx.positions(ids), frequencies(c, C / H));
   const Weights base = w["model"];
   const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
+
 #include "cli/pages.h"
 #include "tests/errors.h"
 #include "tests/temporary.h"
@@ -156,4 +158,45 @@ TEST(Model, WithoutWeightsPlansTheSameAndDoesNotRun) {
 TEST(Model, CountsItsParameters) { EXPECT_EQ(Model(cli::page_of("microgpt"), 1).parameters().count(), 4192); }
 
 }  // namespace
+// With a probability so small that nothing is dropped, the weights are those of the fused kernel.
+TEST(Model, AttentionWithDropoutIsThePlainFormula) {
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  const auto fill = [&](Tensor x) {
+    for (float& value : x.data<float>()) value = normal(random);
+    return x;
+  };
+  const std::vector<int32_t> lengths{9, 4}, firsts{0, 3};
+  for (const AttentionOptions& options :
+       {AttentionOptions{.scale = 0.3f}, {.scale = 0.5f, .causal = false}, {.soft_cap = 2}, {.window = 3}})
+    for (int padded = 0; padded < 3; ++padded) {
+      Graph graph(1);
+      const Tensor q = fill(graph.input({2, 9, 6, 4})), k = fill(graph.input({2, 9, 2, 4}));
+      const Tensor v = fill(graph.input({2, 9, 2, 4})), weight = fill(graph.input({2, 9, 6, 4}));
+      Context fused;
+      if (padded > 0) fused.lengths = graph.input({2}, Dtype::i32), fused.lengths.set(std::span(lengths));
+      if (padded > 1) fused.firsts = graph.input({2}, Dtype::i32), fused.firsts.set(std::span(firsts));
+      Context plain = fused;
+      plain.dropout_key = graph.input({2}, Dtype::i32);
+      std::vector<std::vector<float>> results[2];
+      for (const auto& [ctx, result] : {std::pair(&fused, &results[0]), {&plain, &results[1]}}) {
+        Tensor y = ctx->attention(q, k, v, options, 1e-12);
+        if (const Tensor real = ctx->real(q)) y = y * reshape(real, {2, 9, 1, 1});
+        result->push_back(y.value());
+        for (Tensor d : grad(sum(y * weight), {q, k, v})) result->push_back(d.value());
+      }
+      for (size_t i = 0; i < 4; ++i)
+        for (size_t n = 0; n < results[0][i].size(); ++n)
+          ASSERT_NEAR(results[0][i][n], results[1][i][n], 2e-5) << i << " " << n << " padded " << padded;
+    }
+  Graph graph(1);  // half of equal weights: their sum is 1 on average
+  Context ctx{.dropout_key = graph.input({2}, Dtype::i32)};
+  const Tensor x = graph.input({4, 64, 4, 2}), v = x + 1;
+  const std::vector<float> y = ctx.attention(x, x, v, {.causal = false}, 0.5).value();
+  double mean = 0, most = 0;
+  for (float value : y) mean += value / double(y.size()), most = std::max(most, std::abs(value - 1.0));
+  EXPECT_NEAR(mean, 1, 0.02);
+  EXPECT_GT(most, 0.1);
+}
+
 }  // namespace dense

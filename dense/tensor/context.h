@@ -69,8 +69,10 @@ struct Context {
     const Tensor before_end = less(t, reshape(lengths, {-1, 1}));
     return firsts ? where(less(t, 0), 0, before_end) : before_end;
   }
-  // Attention to real tokens, in generation to those that came before, too.
-  Tensor attention(Tensor q, Tensor k, Tensor v, const AttentionOptions& options) {
+  // Attention to real tokens, in generation to those that came before, too. In training each of its weights is dropped
+  // with probability p, for which they are all in memory, (B, H, T, T).
+  Tensor attention(Tensor q, Tensor k, Tensor v, const AttentionOptions& options, double p = 0) {
+    if (dropout_key && p > 0) return dropped_attention(q, k, v, options, p);
     return dense::attention(q, k, v, options, lengths, starts, cache ? next_layer(k) : KeyValues(), firsts);
   }
 
@@ -94,9 +96,26 @@ struct Context {
   int dropouts = 0, entries = 0;
 
  private:
+  Tensor dropped_attention(Tensor q, Tensor k, Tensor v, const AttentionOptions& options, double p);
   Tensor cached(Graph& graph, const Shape& shape, bool grows = false);
   KeyValues next_layer(Tensor k);
 };
+
+// The plain formula. The queries that share a head of keys are the rows of one product.
+inline Tensor Context::dropped_attention(Tensor q, Tensor k, Tensor v, const AttentionOptions& options, double p) {
+  const int64_t B = q.size(0), T = q.size(1), G = q.size(2) / k.size(2);
+  const Tensor rows = rearrange<"b t (n g) d -> b n (g t) d", "g">(q, G);
+  Tensor scores = matmul(rows, rearrange<"b s n d -> b n d s">(k)) * options.scale;  // (B, N, G T, T)
+  if (options.soft_cap > 0) scores = soft_cap(scores, options.soft_cap);
+  scores = reshape(scores, {B, k.size(2), G, T, T});
+  constexpr double unseen = -1e30;
+  const Tensor behind = q.graph().counter({T, 1}) - q.graph().counter({T});  // by how much, (T, T)
+  if (options.causal) scores = where(less(behind, 0), unseen, scores);
+  if (options.window > 0) scores = where(less(behind, double(options.window)), scores, unseen);
+  if (const Tensor is_real = real(q)) scores = where(reshape(is_real, {B, 1, 1, 1, T}), scores, unseen);
+  const Tensor weights = reshape(dropout(softmax(scores), p), {B, k.size(2), G * T, T});
+  return rearrange<"b n (g t) d -> b t (n g) d", "g">(matmul(weights, rearrange<"b s n d -> b n s d">(v)), G);
+}
 
 // The next entry of the cache.
 inline Tensor Context::cached(Graph& graph, const Shape& shape, bool grows) {
