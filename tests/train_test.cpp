@@ -345,6 +345,17 @@ TEST_F(Train, LinesAreDocumentsInAnotherOrder) {
 
 // ---- records
 
+TEST_F(Train, SourcesThatAreNotUtf8AreRecorded) {
+  if (std::system("command -v git >/dev/null") != 0) GTEST_SKIP() << "git is not installed";
+  write("source.txt", "cafe\n");
+  const std::string in = "cd " + folder.string() + " && git init -q . 2>/dev/null && git add source.txt && ";
+  ASSERT_EQ(std::system((in + "git -c user.name=a -c user.email=a@b commit -qm first").c_str()), 0);
+  write("source.txt", "caf\xe9\n");
+  ASSERT_EQ(train({"--steps", "1", "--out", "r"}).exit_code, 0);
+  const json run = json::parse(contents(folder / "r/run.json"));
+  EXPECT_TRUE(contains(run["git_changes"], "+caf\ufffd")) << run;
+}
+
 uint32_t crc32c(const std::string& data) {
   uint32_t crc = 0xffffffff;
   for (char c : data) {

@@ -14,6 +14,7 @@
 
 #include "dense/io/files.h"
 #include "dense/io/json.h"
+#include "dense/io/unicode.h"
 #include "dense/scalar/error.h"
 #include "dense/scalar/kernels.h"
 
@@ -218,8 +219,8 @@ void Records::status(const std::string& status) {
   utsname machine{};
   uname(&machine);
   Json run{Json::object};
-  const auto add = [&](const char* name, const std::string& value) {
-    run.items.push_back({Json::string, name, value});
+  const auto add = [&](const char* name, std::string value) {  // which may be any bytes: of sources, of arguments
+    run.items.push_back({Json::string, name, take_utf8(value, true)});
   };
   add("status", status);
   add("command", command_);
