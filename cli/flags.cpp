@@ -124,13 +124,16 @@ bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::stri
   for (const std::string& arg : app.remaining()) {
     const std::string name = arg.substr(0, arg.find('='));
     if (!arg.starts_with("-") && given < places.size()) {
-      *places[given++].value = arg;
+      const Place& place = places[given];
+      if (place.values) place.values->push_back(arg);
+      else *place.value = arg, ++given;
       continue;
     }
     if (!arg.starts_with("-")) fail("unexpected argument \"", arg, "\" (see ", call.program, " --help)");
     fail("unknown flag ", name, did_you_mean(name, names), " (see ", call.program, " --help)");
   }
-  if (given < places.size()) fail("expected ", places[given].name, " (see ", call.program, " --help)");
+  if (given < places.size() && (!places[given].values || places[given].values->empty()))
+    fail("expected ", places[given].name, " (see ", call.program, " --help)");
   return true;
 }
 

@@ -28,9 +28,10 @@ struct Flag {
 };
 
 // Sets the flags given in call.args, and `places`, what is given without a name: each has a name for --help and must be
-// given. --help prints `about`, the flags and `example`, and returns false.
+// given; the last one may be any number of values. --help prints `about`, the flags and `example`, and returns false.
 struct Place {
   std::string name, *value;
+  std::vector<std::string>* values = nullptr;
 };
 bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::string& about, const std::string& example,
                const std::vector<Place>& places = {});
