@@ -16,6 +16,7 @@ struct Call {
 int microgpt_command(const Call& call);        // cli/microgpt.cpp
 int init_command(const Call& call);            // cli/init.cpp
 int train_command(const Call& call);           // cli/train.cpp
+int report_command(const Call& call);          // cli/report.cpp
 int forward_command(const Call& call);         // cli/forward.cpp
 int show_command(const Call& call);            // cli/show.cpp
 int generate_command(const Call& call);        // cli/generate.cpp
