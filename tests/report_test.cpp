@@ -2,13 +2,16 @@
 // that is installed, it draws them.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "tests/process.h"
 
 namespace {
 
+using namespace std::chrono_literals;
 using nlohmann::json;
 
 constexpr const char* nasty = "</script><img src=x onerror=\"document.body.textContent=1\">&lt; \x01\x7f \u2028 \u00e9";
@@ -141,6 +144,25 @@ TEST_F(Report, WhatIsNoRecordIsRefusedInALine) {
   EXPECT_EQ(data_of(report({"r"}))["runs"][0]["metrics"]["loss"]["steps"], json::array({1, 3}));
   write("r/config.json", "{");
   refused({"r"}, "r/config.json: not JSON");
+}
+
+TEST_F(Report, IsWrittenWhileTrainingAndNeverStopsIt) {
+  write("names.txt", "anna\nbob\ncarol\ndave\nanna\nbob\ncarol\ndave\n");
+  const Args args = {"train", "--data.path", "names.txt", "--time", "4", "--batch", "1", "--model_type", "microgpt"};
+  Process process(folder, args + Args{"--steps", "100000000", "--out", "r"});
+  const fs::path page = folder / "r/report.html";
+  for (int i = 0; i < 1000 && !fs::exists(page); ++i) std::this_thread::sleep_for(10ms);
+  const json facts = data_of(contents(page))["runs"][0]["facts"];
+  EXPECT_EQ(facts[0], (json{"status", "running"}));
+  process.send(SIGTERM);
+  process.wait();
+  const json run = data_of(contents(page))["runs"][0];
+  EXPECT_EQ(run["facts"][0], (json{"status", "stopped"}));
+  EXPECT_GE(run["metrics"]["loss"]["steps"].size(), 1u);
+
+  fs::create_directories(folder / "s/report.html");
+  const Outcome outcome = this->run(args + Args{"--steps", "3", "--out", "s"});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
 }
 
 // The page after Chromium has run its scripts, `script` last, for 12 seconds of virtual time.

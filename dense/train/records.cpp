@@ -17,6 +17,7 @@
 #include "dense/io/unicode.h"
 #include "dense/scalar/error.h"
 #include "dense/scalar/kernels.h"
+#include "dense/train/report.h"
 
 namespace dense {
 
@@ -212,7 +213,18 @@ bool Records::flush() {
     text->clear();
   }
   if (!fine) failed_ = true;
+  if (flushed_ > report_due_) write_report();
   return fine;
+}
+
+// Every five seconds, but of all the time at most a hundredth. What cannot be shown is no reason to stop training.
+void Records::write_report() {
+  const double begin = now();
+  try {
+    write_file(folder_ / "report.html", report(std::span(&folder_, 1)));
+  } catch (const std::exception&) {
+  }
+  report_due_ = now() + std::max(5.0, 100 * (now() - begin));
 }
 
 void Records::status(const std::string& status) {
@@ -234,6 +246,7 @@ void Records::status(const std::string& status) {
   add("git", output_of("git rev-parse HEAD 2>/dev/null"));
   add("git_changes", output_of("git diff HEAD 2>/dev/null | head -c 1000000"));
   write_file(folder_ / "run.json", to_text(run, 2) + "\n");
+  write_report();
 }
 
 }  // namespace dense

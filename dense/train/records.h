@@ -2,6 +2,7 @@
 //   config.json      everything that was asked for, defaults included
 //   metrics.jsonl    {"step": 1, "loss": 5.54, "norm": 1.2, "lr": 0.0003, "tokens_per_second": 9000}, a line a step
 //   events.out.tfevents.*    the same for TensorBoard
+//   report.html      what there is to see, rewritten every few seconds
 //   run.json         the command, the machine, the state of git; status: running, done, stopped or failed
 #pragma once
 
@@ -35,12 +36,13 @@ class Records {
   };
   using File = std::unique_ptr<std::FILE, Close>;
   void event(int64_t step, std::string_view summary, double seconds);
+  void write_report();
 
   std::filesystem::path folder_;
   std::string command_, started_;
   File metrics_, events_;
   std::string metrics_text_, events_text_;  // not yet in the files
-  double flushed_ = 0;                      // when
+  double flushed_ = 0, report_due_ = 0;     // when, in seconds
   bool failed_ = false;
 };
 
