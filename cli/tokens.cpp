@@ -23,8 +23,8 @@ struct Config {
 
   void fields(auto&& f) {
     f("tokenizer", tokenizer, "bytes, characters, or a model or file with a tokenizer.json");
-    f("documents", documents, "files: each is a document; lines: each line is one, and they are shuffled");
-    f("seed", seed, "of the order of lines", INT64_MIN);
+    f("documents", documents, "files: each is a document; lines: each line is one; they are shuffled");
+    f("seed", seed, "of the order of documents", INT64_MIN);
     f("shard", shard, "tokens of a file, or somewhat more: documents are not cut", 1);
   }
 };

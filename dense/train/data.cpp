@@ -186,7 +186,9 @@ Documents::Documents(const DataConfig& config, std::string_view built_in, uint64
     fail("data.documents: expected files or lines, got ", config.documents);
   if (!config.path.empty()) {
     std::error_code ignored;
-    files_ = fs::is_directory(config.path, ignored) ? files_in(config.path) : std::vector<fs::path>{config.path};
+    const bool is_folder = fs::is_directory(config.path, ignored);
+    const std::vector<fs::path> files = is_folder ? files_in(config.path) : std::vector<fs::path>{config.path};
+    for (uint64_t i = 0; i < files.size(); ++i) files_.push_back(files[shuffled(i, files.size(), seed)]);
   }
   if (config.tokenizer.empty() || config.tokenizer == "bytes") {
     json_ = byte_tokenizer();

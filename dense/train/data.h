@@ -61,7 +61,7 @@ class Documents {
  public:
   // `built_in` is the text where the config names none. Throws Error for what cannot be read.
   Documents(const DataConfig& config, std::string_view built_in, uint64_t seed);
-  // f(tokens) for each document, its beginning or end marked by the tokenizer's own token where it has one. Lines are
+  // f(tokens) for each document, its beginning or end marked by the tokenizer's own token where it has one. They are
   // shuffled. Where f returns false, all ends.
   void each(const std::function<bool(std::vector<uint32_t>&& ids)>& f) const;
   int64_t vocabulary() const;                             // ids are below

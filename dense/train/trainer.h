@@ -53,7 +53,7 @@ struct TrainConfig {
     f("data.tokenizer", data.tokenizer,
       "bytes, characters, or a folder or file with a tokenizer.json (default: the one of"
       " `from`, or bytes)");
-    f("data.documents", data.documents, "files: each is a document; lines: each line is one, and they are shuffled");
+    f("data.documents", data.documents, "files: each is a document; lines: each line is one; they are shuffled");
     f("data.validation", data.validation, "share of the documents, the last ones, that is not trained on");
     f("optimizer.lr", lr, "of AdamW after warming up", 0);
     f("optimizer.schedule", schedule, "of the rate: cosine or linear down to final_share, or constant");
