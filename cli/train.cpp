@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <optional>
 
 #include "cli/builtin_names.h"
 #include "cli/commands.h"
@@ -11,8 +12,8 @@
 #include "cli/interrupt.h"
 #include "cli/pages.h"
 #include "cli/progress.h"
-#include "dense/io/hub.h"
 #include "dense/io/json.h"
+#include "dense/tensor/threads.h"
 #include "dense/train/trainer.h"
 
 namespace dense::cli {
@@ -28,30 +29,23 @@ std::string given(const Call& call, const std::string& flag) {
   return value;
 }
 
-std::string text_in(const Json& object, const char* name) {
-  const Json* value = object.find(name);
-  return value && value->kind == Json::string ? value->text : "";
-}
-
-}  // namespace
-
-int train_command(const Call& call) {
-  const auto begin = std::chrono::steady_clock::now();
+// What is asked for, by a file and by flags. False where --help asked for nothing but help.
+struct Asked {
+  Page page;
+  TrainConfig config;
+  bool profile = false, resume = false;
+};
+bool read(const Call& call, Asked& asked) {
   // The page decides which flags there are; who says which page, is asked first.
   std::string file = given(call, "--config");
   const std::string run = given(call, "--resume");
   if (!run.empty()) file = (std::filesystem::path(run) / "config.json").string();
   const Json json = file.empty() ? Json{Json::object} : read_object(file);
-  std::string type = given(call, "--model_type"), from = given(call, "--from");
-  if (type.empty()) type = text_in(json, "model_type");
-  if (from.empty()) from = text_in(json, "from");
-  if (type.empty() && !from.empty()) type = model_type(find_model(from));
-  const Page page = page_of(type);
-  make_small(page);
+  asked.page = page_of_run(json, given(call, "--model_type"), given(call, "--from"));
+  asked.resume = !run.empty();
 
-  TrainConfig config;
-  bool profile = false;
-  const std::vector<ConfigField> fields = run_fields(config, page);
+  TrainConfig& config = asked.config;
+  const std::vector<ConfigField> fields = run_fields(config, asked.page);
   set_fields(json, file, fields, {}, [](const std::string& line) { fail(line); });
   std::vector<Flag> flags = flags_of(fields);
   const auto add = [&](const char* name, const char* text, std::string& value) {
@@ -61,38 +55,43 @@ int train_command(const Call& call) {
   add("resume", "go on with the run in this folder, from its last checkpoint; flags change its config", resumed);
   add("config", "a run's config.json; flags change what it says", config_file);
   flags.push_back({"profile", "true|false", "false", "at the end say how long each kernel took",
-                   [&](std::string_view got) { profile = got == "true"; }});
+                   [&](std::string_view got) { asked.profile = got == "true"; }});
   if (!set_flags(flags, call,
                  "Trains a model on a text, from new weights or from those of a Hugging Face folder.\n"
                  "A run's folder holds its config, records, checkpoints and, as `model`, a Hugging Face folder.",
                  call.program + " --data.path book.txt --model.n_layer 2 --steps 500 --out runs/book"))
-    return 0;
-  config.model_type = page.model_type;
-  if (!run.empty()) {
+    return false;
+  config.model_type = asked.page.model_type;
+  if (asked.resume) {
     if (!config.out.empty() && !given(call, "--out").empty()) fail("--out: expected none beside --resume");
     config.out = run;
   }
   config.command = call.program;
   for (const std::string& arg : call.args) config.command += " " + arg;
+  return true;
+}
 
-  catch_stop_signals();
-  const Warn warn = [](const std::string& line) { say("{}\n", line); };
-  Trainer trainer(page, config, builtin_names, !run.empty(), warn);
+// Whether training came to its end. One rank speaks.
+bool run(Trainer& trainer, const Asked& asked, const Ranks& ranks, std::chrono::steady_clock::time_point begin) {
+  Trainer::Events events;
+  events.stop = [] { return stop_signal() != 0; };
+  if (ranks.rank() > 0) return trainer.run(events);
+  const TrainConfig& config = asked.config;
   const Data& data = trainer.data();
-  say("{}: {} parameters; {} tokens of {}, {} to validate; {} x {} tokens a step\n", page.model_type,
+  say("{}: {} parameters; {} tokens of {}, {} to validate; {} x {} tokens a step\n", config.model_type,
       with_commas(trainer.model().parameters().count()), with_commas(data.training.size()),
       config.data.path.empty() ? "built-in names" : config.data.path, with_commas(data.validation.size()),
       config.batch * config.parts, config.time);
-  if (!run.empty()) say("resumed after step {}\n", trainer.step());
+  if (ranks.size() > 1) say("{} ranks, threads of each: {}\n", ranks.size(), trainer.model().threads()->count());
+  if (asked.resume) say("resumed after step {}\n", trainer.step());
 
   Progress progress(config.steps, "steps", int(trainer.step()));
   const int64_t before = trainer.step();
-  Trainer::Events events;
   events.step = [&](const Trainer::Step& step) {
     if (step.step == before + 1) {
       say("first step after {:.2f} s\n",
           std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-      if (profile) trainer.model().training_plan().profile(true);
+      if (asked.profile) trainer.model().training_plan().profile(true);
     }
     progress.step(int(step.step), step.loss);
   };
@@ -103,12 +102,43 @@ int train_command(const Call& call) {
   events.evaluated = [&](int64_t step, double loss) { line(fmt::format("step {}: validation {:.4f}", step, loss)); };
   events.sampled = [&](int64_t step, const std::string& text) { line(fmt::format("step {}: {}", step, text)); };
   events.warn = line;
-  events.stop = [] { return stop_signal() != 0; };
   const bool done = trainer.run(events);
   progress.finish();
-  if (profile && trainer.step() > before) say("{}", trainer.model().training_plan().summary());
+  if (asked.profile && trainer.step() > before) say("{}", trainer.model().training_plan().summary());
   if (!config.out.empty()) say("saved {}\n", config.out);
-  return done ? 0 : 128 + stop_signal();
+  return done;
+}
+
+}  // namespace
+
+int train_command(const Call& call) {
+  const auto begin = std::chrono::steady_clock::now();
+  const Ranks ranks = Ranks::started();
+  Asked asked;
+  std::optional<Trainer> trainer;
+  catch_stop_signals();
+  try {
+    ranks.agree([&]() -> std::string {
+      if (!read(call, asked)) return "";
+      const Warn warn = [&](const std::string& line) {
+        if (ranks.rank() == 0) say("{}\n", line);
+      };
+      trainer.emplace(asked.page, asked.config, builtin_names, asked.resume, warn, ranks);
+      return ranks.size() > 1 ? trainer->fingerprint() : "";
+    });
+  } catch (const Error& error) {
+    if (ranks.size() == 1) throw;
+    if (ranks.rank() == 0) say("{}: {}\n", call.program, error.what());
+    return ranks.most(2);  // once that is said: the first one to end ends all
+  }
+  if (!trainer) return 0;
+  try {
+    return run(*trainer, asked, ranks, begin) ? 0 : 128 + ranks.most(stop_signal());
+  } catch (const std::exception& error) {
+    if (ranks.size() == 1) throw;
+    say("{}: rank {}: {}\n", call.program, ranks.rank(), error.what());
+    ranks.abort(2);  // the others wait for this one
+  }
 }
 
 }  // namespace dense::cli

@@ -265,6 +265,13 @@ TEST_F(Train, RefusesWhatDoesNotFit) {
   }
 }
 
+// Each of them would write what the others do.
+TEST_F(Train, RefusesToBeStartedManyTimesWhereThatMakesNoRanks) {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"})
+    InFolder::expect_refused(small, "2 processes are started, and each is alone", "dense train",
+                             {.environment = {{name, "2"}}});
+}
+
 // ---- data
 
 TEST(Data, AnOrderHasEveryNumberOnce) {

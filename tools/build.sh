@@ -3,7 +3,8 @@
 packages=(g++ cmake ninja-build pkg-config libhwy-dev libfmt-dev libcli11-dev nlohmann-json3-dev libutf8proc-dev
   libpcre2-dev libssl-dev libdnnl-dev libjs-dygraphs libgtest-dev python3-dev pybind11-dev python3-numpy python3-pytest
   python3-setuptools python3-wheel python3-pip python3-venv)
-all_packages=("${packages[@]}" clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14 chromium)
+all_packages=("${packages[@]}" clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14 chromium libopenmpi-dev
+  openmpi-bin)
 
 # Installs those of the named packages that are missing; false when none is. Where there is no dpkg-query nothing counts
 # as missing, and CMake says which library it does not find.

@@ -1,6 +1,7 @@
 #include "dense/train/model.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <concepts>
 #include <cstring>
@@ -369,7 +370,7 @@ Plan& Model::plan_step(const Inputs& inputs, const Training& training) {
 }
 
 Model::Step Model::step(std::span<const Inputs> parts, const Training& training) {
-  if (parts.size() != 1) return step_in_parts(parts, training);
+  if (parts.size() != 1 || training.ranks.size() > 1) return step_in_parts(parts, training);
   Recorded& r = recorded_training(parts[0], training, false);
   set_inputs(r, parts[0]);
   if (places(r) == 0) fail("step: expected labels other than -100");  // the loss would be NaN, and then every weight
@@ -391,58 +392,57 @@ void Model::begin_step(Recorded& r, const Training& training) {
   r.scale.set({float(1 / (1 - std::pow(adamw.beta2, double(steps_))))});
 }
 
-// Sums of 2^n parts wait until there is another one like them, as the digits of a binary number do: the order of
-// additions depends on the number of parts alone, and few sums are in memory at once.
+// Of one part, or of two halves, or of all but the last and the last: the order of additions depends on the number of
+// parts alone, of 2^n ranks each has a branch of its own where they divide the parts, and few sums are in memory at once.
+Model::Sum Model::sum_of_parts(std::span<const Inputs> parts, const Training& training, size_t first, size_t level) {
+  if (parts.size() == 1) {
+    Recorded& r = recorded_training(parts[0], training, true);
+    set_inputs(r, parts[0]);
+    const int64_t n = places(r);
+    if (n == 0) fail("step: part ", first + 1, ": expected labels other than -100");
+    r.places.set({float(n)});
+    if (r.key) r.key.set({int32_t(steps_ + 1), int32_t(first)});
+    r.plan->run();
+    Sum sum{r.plan->get<float>(r.loss)[0], double(n), {}};
+    for (Tensor g : r.gradients) sum.gradients.push_back(r.plan->get<float>(g));
+    return sum;
+  }
+  const size_t half = parts.size() % 2 ? parts.size() - 1 : parts.size() / 2;
+  Sum sum = sum_of_parts(parts.first(half), training, first, level);
+  keep(sum, level);
+  const Sum rest = sum_of_parts(parts.subspan(half), training, first + half, level + 1);
+  for (size_t i = 0; i < rest.gradients.size(); ++i) {
+    const std::span<const float> from = rest.gradients[i];
+    constexpr size_t block = 1 << 16;
+    threads_->run(int((from.size() + block - 1) / block), [&](int task) {
+      const size_t begin = size_t(task) * block, end = std::min(from.size(), begin + block);
+      for (size_t k = begin; k < end; ++k) sums_[level][i][k] += from[k];
+    });
+  }
+  sum.loss += rest.loss;
+  sum.places += rest.places;
+  return sum;
+}
+
+// Has the gradients in sums_[level], where the next part's do not overwrite them.
+void Model::keep(Sum& sum, size_t level) {
+  if (sums_.size() == level) sums_.emplace_back(sum.gradients.size());
+  for (size_t i = 0; i < sum.gradients.size(); ++i) {
+    std::vector<float>& to = sums_[level][i];
+    if (sum.gradients[i].data() != to.data()) to.assign(sum.gradients[i].begin(), sum.gradients[i].end());
+    sum.gradients[i] = to;
+  }
+}
+
 Model::Step Model::step_in_parts(std::span<const Inputs> parts, const Training& training) {
   if (parts.empty()) fail("step: expected one part or more");
-  using Gradients = std::vector<std::span<const float>>;
-  struct Waiting {
-    int level;  // of 2^level parts
-    double loss;
-  };
-  std::vector<Waiting> waiting;  // their gradients are in sums_
-  const auto sum_of = [&](size_t n) {
-    Gradients all;
-    for (const auto& sum : sums_[n]) all.emplace_back(sum);
-    return all;
-  };
-  const auto add = [&](const Gradients& from, size_t to) {
-    constexpr size_t block = 1 << 16;
-    for (size_t i = 0; i < from.size(); ++i)
-      threads_->run(int((from[i].size() + block - 1) / block), [&](int task) {
-        const size_t begin = size_t(task) * block, end = std::min(from[i].size(), begin + block);
-        for (size_t k = begin; k < end; ++k) sums_[to][i][k] += from[i][k];
-      });
-  };
-  int64_t all_places = 0;
-  for (size_t part = 0; part < parts.size(); ++part) {
-    Recorded& r = recorded_training(parts[part], training, true);
-    set_inputs(r, parts[part]);
-    const int64_t n = places(r);
-    if (n == 0) fail("step: part ", part + 1, ": expected labels other than -100");
-    all_places += n;
-    r.places.set({float(n)});
-    if (r.key) r.key.set({int32_t(steps_ + 1), int32_t(part)});
-    r.plan->run();
-    Waiting sum{0, r.plan->get<float>(r.loss)[0]};
-    Gradients gradients;
-    for (Tensor g : r.gradients) gradients.push_back(r.plan->get<float>(g));
-    for (; !waiting.empty() && waiting.back().level == sum.level; waiting.pop_back()) {
-      add(gradients, waiting.size() - 1);
-      gradients = sum_of(waiting.size() - 1);
-      sum = {sum.level + 1, waiting.back().loss + sum.loss};
-    }
-    if (sum.level == 0) {
-      if (sums_.size() == waiting.size()) sums_.emplace_back(gradients.size());
-      for (size_t i = 0; i < gradients.size(); ++i)
-        sums_[waiting.size()][i].assign(gradients[i].begin(), gradients[i].end());
-    }
-    waiting.push_back(sum);
-  }
-  for (; waiting.size() > 1; waiting.pop_back()) {
-    add(sum_of(waiting.size() - 1), waiting.size() - 2);
-    waiting[waiting.size() - 2].loss += waiting.back().loss;
-  }
+  const Ranks& ranks = training.ranks;
+  Sum sum = sum_of_parts(parts, training, size_t(ranks.rank()) * parts.size(), 0);
+  keep(sum, 0);
+  for (std::vector<float>& gradient : sums_[0]) ranks.sum(gradient);
+  std::array<double, 2> totals{sum.loss, sum.places};
+  ranks.sum(totals);
+  const auto [loss, all_places] = totals;
 
   if (!update_ || update_->optimizer != training.optimizer) {
     update_ = std::make_unique<Recorded>(threads_);
@@ -460,7 +460,7 @@ Model::Step Model::step_in_parts(std::span<const Inputs> parts, const Training& 
   begin_step(*update_, training);
   update_->places.set({float(all_places)});
   update_->plan->run();
-  return {waiting[0].loss / double(all_places), update_->norm ? update_->plan->get<float>(update_->norm)[0] : 0};
+  return {loss / all_places, update_->norm ? update_->plan->get<float>(update_->norm)[0] : 0};
 }
 
 void Model::save_optimizer(const std::filesystem::path& file) const {

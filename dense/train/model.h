@@ -15,6 +15,7 @@
 #include "dense/tensor/context.h"
 #include "dense/tensor/plan.h"
 #include "dense/tensor/weights.h"
+#include "dense/train/ranks.h"
 
 namespace dense {
 
@@ -128,12 +129,14 @@ class Model {
     Optimizer optimizer = {};
     bool dropout = false;
     bool recompute = false;  // keep blocks' results alone for the gradient: less memory, more time, the same bits
+    Ranks ranks = {};        // which take the step together
   };
   // Before it: the mean loss of all places with a target, and its gradient's norm, if asked for.
   struct Step {
     double loss, norm = 0;
   };
-  // On a batch that comes in parts: their losses and gradients are summed in one fixed binary tree.
+  // On a batch that comes in parts: their losses and gradients are summed in one fixed binary tree. Of several ranks each
+  // has equally many parts, the first rank the first ones: bits do not depend on how many ranks share the parts.
   Step step(std::span<const Inputs> parts, const Training& training);
   float step(const Inputs& inputs, const Training& training) {
     return float(step(std::span(&inputs, 1), training).loss);
@@ -180,6 +183,12 @@ class Model {
   std::pair<Memory, Memory>& moments(const std::string& name, const Shape& shape);
   void begin_step(Recorded& r, const Training& training);
   Step step_in_parts(std::span<const Inputs> parts, const Training& training);
+  struct Sum {
+    double loss, places;  // of each place with a target; how many they are
+    std::vector<std::span<const float>> gradients;
+  };
+  Sum sum_of_parts(std::span<const Inputs> parts, const Training& training, size_t first, size_t level);
+  void keep(Sum& sum, size_t level);
   static int64_t places(const Recorded& r);  // with a target
   void set_inputs(Recorded& r, const Inputs& inputs) const;
 

@@ -1,15 +1,18 @@
 #include "dense/train/trainer.h"
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <numbers>
 
 #include "dense/io/files.h"
 #include "dense/io/hub.h"
 #include "dense/io/json.h"
 #include "dense/scalar/error.h"
+#include "dense/scalar/kernels.h"
 #include "dense/tensor/elements.h"
 
 namespace dense {
@@ -88,8 +91,9 @@ void make_small(const Page& page) {
     }
 }
 
-Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in, bool resume, const Warn& warn)
-    : config_(given) {
+Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in, bool resume, const Warn& warn,
+                 const Ranks& ranks)
+    : config_(given), ranks_(ranks) {
   TrainConfig& c = config_;
   const auto one_of = [](const char* name, const std::string& value, std::initializer_list<const char*> values) {
     std::string all;
@@ -101,10 +105,13 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   };
   one_of("precision", c.precision, {"f32", "bf16"});
   one_of("optimizer.schedule", c.schedule, {"cosine", "linear", "constant"});
+  if (const auto n = unsigned(ranks.size()); !std::has_single_bit(n) || c.parts % int(n) != 0)
+    fail("ranks: expected a power of two that divides parts = ", c.parts, ", got ", n);
+  const bool writes = ranks.rank() == 0 && !c.out.empty();
   const std::vector<std::pair<int64_t, fs::path>> checkpoints = checkpoints_in(c.out);
   const fs::path run = c.out;
   if (!c.out.empty() && fs::exists(run) && !fs::is_directory(run)) fail("out: ", c.out, ": expected a folder");
-  if (!resume && fs::exists(run / "config.json"))
+  if (!resume && writes && fs::exists(run / "config.json"))
     fail("out: ", c.out, ": holds a run already; resume it, or choose another folder");
   if (resume && !fs::exists(run / "config.json")) fail("resume: ", c.out, ": expected a run's folder");
   resume = resume && !checkpoints.empty();  // else it stopped before it had one, and begins anew
@@ -119,8 +126,9 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
       for (const char* longest : {"n_positions", "block_size", "max_position_embeddings"})
         if (field.name == longest) **value = c.time + (page.causal ? 0 : 8);  // some begin behind a padding token
     }
-  model_ = companions_.empty() ? std::make_unique<Model>(page, c.threads, uint64_t(c.seed))
-                               : std::make_unique<Model>(page, companions_, c.threads, warn);
+  const int threads = c.threads > 0 ? c.threads : ranks.threads();
+  model_ = companions_.empty() ? std::make_unique<Model>(page, threads, uint64_t(c.seed))
+                               : std::make_unique<Model>(page, companions_, threads, warn);
   if (data_.vocabulary > model_->vocabulary())
     fail("data: expected at most the model's ", model_->vocabulary(), " tokens, got ", data_.vocabulary);
   if (data_.training.windows(c.time) == 0)
@@ -137,7 +145,7 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
       std::from_chars(step->text.data(), step->text.data() + step->text.size(), best_step_);
     if (const Json* loss = state.find("best_loss")) best_loss_ = std::strtod(loss->text.c_str(), nullptr);
   }
-  if (c.out.empty()) return;
+  if (!writes) return;
   std::error_code error;
   fs::create_directories(run / "checkpoints", error);
   if (error) fail("out: ", c.out, ": ", error.message());
@@ -147,6 +155,20 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
 }
 
 Trainer::~Trainer() = default;
+
+std::string Trainer::fingerprint() const {
+  uint64_t hash = 0;
+  for (const Parameter* p : model_->parameters().declared())
+    for (std::span<const std::byte> rest = p->bytes(); !rest.empty();) {
+      uint64_t word = 0;
+      const size_t bytes = std::min(rest.size(), sizeof word);
+      std::memcpy(&word, rest.data(), bytes);
+      hash = mixed(hash ^ word);
+      rest = rest.subspan(bytes);
+    }
+  return text("step ", step(), ", ", data_.training.size(), " tokens to train on, weights ", hash, " and ",
+              name(best_isa()));
+}
 
 double Trainer::learning_rate(int64_t step) const {
   const TrainConfig& c = config_;
@@ -273,14 +295,17 @@ bool Trainer::run(const Events& events) {
   training.recompute = c.recompute;
   training.dropout = true;  // as the page and its config have it
   training.optimizer = {.adamw = {c.beta1, c.beta2, c.eps, c.weight_decay}, .norm = true, .clip = c.clip};
+  training.ranks = ranks_;
   const auto is_due = [&](int every) { return (every > 0 && step() % every == 0) || step() == c.steps; };
+  const bool leads = ranks_.rank() == 0;
+  const int own = c.parts / ranks_.size(), first = own * ranks_.rank();
   bool stopped = false, saved = true;
   try {
     while (step() < c.steps && !stopped) {
       const Clock::time_point begin = Clock::now();
       std::vector<Batch> batches;
       std::vector<Model::Inputs> parts;
-      for (int part = 0; part < c.parts; ++part)
+      for (int part = first; part < first + own; ++part)
         batches.push_back(read_batch(data_.training, uint64_t((step() * c.parts + part) * c.batch), false));
       for (const Batch& b : batches)
         parts.push_back({.batch = c.batch, .time = b.time, .ids = b.ids, .targets = b.targets});
@@ -288,7 +313,7 @@ bool Trainer::run(const Events& events) {
       const Model::Step result = model_->step(parts, training);
       const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
       const Step done{step(), result.loss, result.norm, training.lr, double(c.parts) * c.batch * c.time / seconds};
-      if (!std::isfinite(result.loss) || !std::isfinite(result.norm))
+      if (leads && (!std::isfinite(result.loss) || !std::isfinite(result.norm)))
         fail("step ", step(), ": the loss is ", result.loss, ", its gradient's norm ", result.norm,
              "; try a smaller optimizer.lr");
       if (records_)
@@ -296,17 +321,17 @@ bool Trainer::run(const Events& events) {
             step(),
             {{"loss", done.loss}, {"norm", done.norm}, {"lr", done.lr}, {"tokens_per_second", done.tokens_per_second}});
       if (events.step) events.step(done);
-      stopped = events.stop && events.stop();
-      if (is_due(c.evaluate_every)) {
+      if (leads && is_due(c.evaluate_every)) {
         last_loss_ = evaluate();
         if (last_loss_ && records_) records_->add(step(), {{"validation", *last_loss_}});
         if (last_loss_ && events.evaluated) events.evaluated(step(), *last_loss_);
       }
-      if (c.sample_every > 0 && is_due(c.sample_every) && tokenizer_ && !mask_) {
+      if (leads && c.sample_every > 0 && is_due(c.sample_every) && tokenizer_ && !mask_) {
         const std::string text = sample(step());
         if (records_) records_->add_text(step(), "sample", text);
         if (events.sampled) events.sampled(step(), text);
       }
+      stopped = ranks_.most(events.stop && events.stop());
       if (is_due(c.save_every) || stopped) saved = save(events);
     }
     if (!saved) fail("out: ", c.out, ": the last step is not saved");

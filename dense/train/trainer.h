@@ -21,6 +21,7 @@
 #include "dense/train/data.h"
 #include "dense/train/generate.h"
 #include "dense/train/model.h"
+#include "dense/train/ranks.h"
 #include "dense/train/records.h"
 
 namespace dense {
@@ -44,7 +45,7 @@ struct TrainConfig {
     f("seed", seed, "of new weights, the order of the data, dropout and samples", INT64_MIN);
     f("steps", steps, "training steps", 1);
     f("batch", batch, "sequences of a part of a step", 1);
-    f("parts", parts, "parts of a step, whose gradients are added up", 1);
+    f("parts", parts, "parts of a step, whose gradients are added up; ranks share them", 1);
     f("time", time, "tokens of a sequence", 2);
     f("precision", precision, "f32, or bf16: products of bf16, everything else f32");
     f("recompute", recompute, "keep blocks' results alone for the gradient: less memory, more time, the same weights");
@@ -83,8 +84,10 @@ void make_small(const Page& page);
 class Trainer {
  public:
   // Throws Error for a config that makes no sense, data that cannot be read, and a run's folder that holds a run, unless
-  // `resume`: then it goes on from the last checkpoint. `built_in` is the text where the config names no data.
-  Trainer(Page page, const TrainConfig& config, std::string_view built_in, bool resume = false, const Warn& warn = {});
+  // `resume`: then it goes on from the last checkpoint. `built_in` is the text where the config names no data. Of several
+  // ranks each has a Trainer; the first one alone evaluates, samples and writes.
+  Trainer(Page page, const TrainConfig& config, std::string_view built_in, bool resume = false, const Warn& warn = {},
+          const Ranks& ranks = {});
   ~Trainer();
 
   struct Step {
@@ -97,12 +100,15 @@ class Trainer {
     std::function<void(int64_t step, double loss)> evaluated = {};  // on the validation data
     std::function<void(int64_t step, const std::string& text)> sampled = {};
     std::function<void(const std::filesystem::path& checkpoint)> saved = {};
-    std::function<bool()> stop = {};  // asked after each step: whether to save and end
+    std::function<bool()> stop = {};  // asked after each step: whether to save and end; of ranks one is enough
     Warn warn = {};
   };
   // Trains until the config's last step or until it is asked to stop; whether it reached the last step. Throws Error
   // for a loss that is no number, and where nothing can be saved at the end.
   bool run(const Events& events);
+
+  // What must be the same on every rank, in words.
+  std::string fingerprint() const;
 
   Model& model() { return *model_; }
   const Data& data() const { return data_; }
@@ -121,6 +127,7 @@ class Trainer {
   void publish() const;
 
   TrainConfig config_;
+  Ranks ranks_;
   Data data_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Records> records_;  // none where nothing is kept
