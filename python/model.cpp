@@ -15,11 +15,13 @@
 #include <utility>
 #include <vector>
 
+#include "cli/builtin_names.h"
 #include "cli/pages.h"
 #include "dense/io/hub.h"
 #include "dense/io/json.h"
 #include "dense/io/safetensors.h"
 #include "dense/train/generate.h"
+#include "dense/train/trainer.h"
 
 namespace dense::python {
 
@@ -32,22 +34,21 @@ using Object = const py::object&;  // whatever Python gives
 // go on. The order of locks is always the same: nobody waits for the model's with Python's in hand.
 class Shared {
  public:
-  template <class... Args>
-  explicit Shared(Args&&... args) : model_(std::forward<Args>(args)...) {}
+  explicit Shared(std::unique_ptr<Model> model) : model_(std::move(model)) {}
 
   // f(model), which must not touch a Python object.
   template <class F>
   auto use(const F& f) {
     const py::gil_scoped_release release;
     const std::lock_guard lock(mutex_);
-    return f(model_);
+    return f(*model_);
   }
   // What never changes.
-  const Page& page() const { return model_.page(); }
+  const Page& page() const { return model_->page(); }
   std::filesystem::path folder = {};  // that it was loaded from
 
  private:
-  Model model_;
+  const std::unique_ptr<Model> model_;
   std::recursive_mutex mutex_;  // on_text may use the model that calls it
 };
 
@@ -137,7 +138,7 @@ py::array_t<float> to_numpy(const Shape& shape, std::vector<float>&& values) {
 // ---- configs
 
 // A value from Python as config.json has it. Arrays and numbers of NumPy count as lists and numbers.
-Json to_json(const std::string& name, py::handle given) {
+Json to_json(const char* who, const std::string& name, py::handle given) {
   py::object x = py::reinterpret_borrow<py::object>(given);
   if (py::hasattr(x, "tolist")) x = x.attr("tolist")();
   if (x.is_none()) return {Json::null, name};
@@ -147,36 +148,37 @@ Json to_json(const std::string& name, py::handle given) {
   if (py::isinstance<py::str>(x)) return {Json::string, name, x.cast<std::string>()};
   if (py::isinstance<py::list>(x) || py::isinstance<py::tuple>(x)) {
     Json list{Json::array, name};
-    for (py::handle item : x) list.items.push_back(to_json(name, item));
+    for (py::handle item : x) list.items.push_back(to_json(who, name, item));
     return list;
   }
   if (py::isinstance<py::dict>(x)) {
     Json object{Json::object, name};
-    for (auto [key, value] : x.cast<py::dict>()) object.items.push_back(to_json(std::string(py::str(key)), value));
+    for (auto [key, value] : x.cast<py::dict>()) object.items.push_back(to_json(who, std::string(py::str(key)), value));
     return object;
   }
   const std::string type = py::str(py::type::handle_of(x).attr("__name__"));
-  throw py::type_error("init: " + name + ": expected a number, a string, a list or None, got " + type);
+  throw py::type_error(text(who, ": ", name, ": expected a number, a string, a list or None, got ", type));
 }
 
 // Throws Error for a name that no field has.
-void check_names(const Json& object, const std::string& prefix, const Page& page) {
+void check_names(const char* who, const Json& object, const std::string& prefix, const std::string& model_type,
+                 const std::vector<ConfigField>& fields) {
   for (const Json& item : object.items) {
     const std::string name = prefix + item.name;
     const auto is = [&](const ConfigField& field) { return field.name == name; };
     const auto begins = [&](const ConfigField& field) { return field.name.starts_with(name + "."); };
-    if (std::ranges::any_of(page.fields, is)) continue;
-    if (std::ranges::any_of(page.fields, begins)) {
-      if (item.kind == Json::object) check_names(item, name + ".", page);
+    if (std::ranges::any_of(fields, is)) continue;
+    if (std::ranges::any_of(fields, begins)) {
+      if (item.kind == Json::object) check_names(who, item, name + ".", model_type, fields);
       continue;  // what is no object is refused where fields are set
     }
     py::list names;
-    for (const ConfigField& field : page.fields) names.append(field.name);
+    for (const ConfigField& field : fields) names.append(field.name);
     const py::list near = py::module_::import("difflib").attr("get_close_matches")(name, names);
     const std::string near_names = py::str(py::str(" or ").attr("join")(near));
     const std::string all_names = py::str(py::str(", ").attr("join")(names));
-    if (near.empty()) fail("init: unknown field ", shown(name), "; ", page.model_type, " has ", all_names);
-    fail("init: unknown field ", shown(name), "; did you mean ", near_names, "?");
+    if (near.empty()) fail(who, ": unknown field ", shown(name), "; ", model_type, " has ", all_names);
+    fail(who, ": unknown field ", shown(name), "; did you mean ", near_names, "?");
   }
 }
 
@@ -210,6 +212,10 @@ void check_threads(const char* who, int threads) {
   if (threads < 0) fail(who, ": threads: expected 0 or more, got ", threads);
 }
 
+void warn_of(const std::string& line) {
+  if (PyErr_WarnEx(PyExc_UserWarning, line.c_str(), 1) != 0) throw py::error_already_set();  // made an error
+}
+
 std::unique_ptr<Shared> load(const std::filesystem::path& name, int threads, const std::string& dtype) {
   check_threads("load", threads);
   const std::optional<Dtype> type = weight_type(dtype);
@@ -218,24 +224,82 @@ std::unique_ptr<Shared> load(const std::filesystem::path& name, int threads, con
     const py::gil_scoped_release release;
     const Warn warn = [&](const std::string& line) { warnings.push_back(line); };
     const std::filesystem::path path = find_model(name.string());
-    auto loaded = std::make_unique<Shared>(cli::page_of(model_type(path)), path, threads, warn);
+    auto loaded =
+        std::make_unique<Shared>(std::make_unique<Model>(cli::page_of(model_type(path)), path, threads, warn));
     loaded->folder = path;
     return loaded;
   }();
   if (type) model->use([&](Model& m) { m.convert(*type); });
-  for (const std::string& line : warnings)
-    if (PyErr_WarnEx(PyExc_UserWarning, line.c_str(), 1) != 0) throw py::error_already_set();  // made an error
+  for (const std::string& line : warnings) warn_of(line);
   return model;
 }
 
 std::unique_ptr<Shared> init(const std::string& model_type, uint64_t seed, int threads, const py::kwargs& given) {
   check_threads("init", threads);
   Page page = cli::page_of(model_type);
-  Json fields = to_json("", given);
-  check_names(fields, "", page);
+  Json fields = to_json("init", "", given);
+  check_names("init", fields, "", model_type, page.fields);
   set_fields(std::move(fields), "init", page.fields, {}, {});
   const py::gil_scoped_release release;
-  return std::make_unique<Shared>(std::move(page), threads, seed);
+  return std::make_unique<Shared>(std::make_unique<Model>(std::move(page), threads, seed));
+}
+
+// What a callback raises, and Ctrl-C, stops the run as a callback's False does, and is raised again once it is saved.
+std::unique_ptr<Shared> train(Object given, Object on_step, Object on_evaluation, Object on_sample, bool resume) {
+  const bool is_dict = py::isinstance<py::dict>(given);
+  const std::string where = is_dict ? "train" : py::module_::import("os").attr("fspath")(given).cast<std::string>();
+  const Json json = is_dict ? to_json("train", "", given) : read_object(where);
+  const Page page = cli::page_of_run(json);
+  TrainConfig config;
+  const std::vector<ConfigField> fields = run_fields(config, page);
+  check_names(where.c_str(), json, "", page.model_type, fields);
+  set_fields(json, where, fields, {}, {});
+  config.model_type = page.model_type;
+  config.command = "dense.train";
+  if (resume && config.out.empty()) fail("train: out: expected the folder of the run to resume");
+
+  bool stop = false;
+  std::exception_ptr raised;
+  const auto tell = [&](Object f, const auto& metrics) {
+    if (f.is_none() || raised) return;
+    const py::gil_scoped_acquire acquire;
+    try {
+      stop = f(metrics()).is(py::bool_(false)) || stop;
+    } catch (const py::error_already_set&) {
+      stop = true, raised = std::current_exception();
+    }
+  };
+  Trainer::Events events;
+  events.step = [&](const Trainer::Step& s) {
+    tell(on_step, [&] {
+      return py::dict("step"_a = s.step, "loss"_a = s.loss, "norm"_a = s.norm, "lr"_a = s.lr,
+                      "tokens_per_second"_a = s.tokens_per_second);
+    });
+  };
+  events.evaluated = [&](int64_t step, double loss) {
+    tell(on_evaluation, [&] { return py::dict("step"_a = step, "validation"_a = loss); });
+  };
+  events.sampled = [&](int64_t step, const std::string& text) {
+    tell(on_sample, [&] { return py::dict("step"_a = step, "sample"_a = text); });
+  };
+  events.stop = [&] {
+    const py::gil_scoped_acquire acquire;
+    if (!stop && PyErr_CheckSignals() != 0) stop = true, raised = std::make_exception_ptr(py::error_already_set());
+    return stop;
+  };
+  events.warn = [](const std::string& line) {
+    const py::gil_scoped_acquire acquire;
+    warn_of(line);
+  };
+  auto model = [&] {
+    const py::gil_scoped_release release;
+    Trainer trainer(page, config, cli::builtin_names, resume, events.warn);
+    trainer.run(events);
+    return std::make_unique<Shared>(trainer.take_model());
+  }();
+  if (!config.out.empty()) model->folder = std::filesystem::absolute(config.out) / "model";
+  if (raised) std::rethrow_exception(raised);
+  return model;
 }
 
 py::array_t<float> logits(Shared& self, Object ids, Object lengths, Object decoder_ids, Object attention_mask,
@@ -439,7 +503,7 @@ std::string profile(Shared& self, bool on) {
 }
 
 constexpr char model_doc[] = R"(
-A language model and its optimizer; dense.load and dense.init make one.
+A language model and its optimizer; dense.load, dense.init and dense.train make one.
 
     m = dense.init("gpt2", n_layer=2, n_head=2, n_embd=64, vocab_size=256, n_positions=64)
     ids = np.frombuffer(b"to be or not to be", np.uint8)
@@ -472,6 +536,24 @@ config.json: dense.init("gpt2", n_layer=2). What is not given is as in the small
 Model shows them all, and dense.init(**m.config) makes another one like m.
 
 Raises Error for a field that does not exist or a value that does not fit.)";
+
+constexpr char train_doc[] = R"(
+Trains a model as the command `dense train` does, and returns the Model.
+
+    dense.train({"model": {"n_layer": 2}, "data": {"path": "book.txt"}, "steps": 500, "out": "runs/book"},
+                on_step=lambda m: print(m["step"], m["loss"]))
+
+config         a dict, or the path of a JSON file such as runs/book/config.json; `dense train --help` lists its fields,
+               of which --data.path is config["data"]["path"]
+on_step        called after each step with a dict: step, loss, norm, lr, tokens_per_second
+on_evaluation  step, validation: the loss on the validation data, every config["evaluate"]["every"] steps
+on_sample      step, sample: a text that the model makes up, every config["sample"]["every"] steps
+resume         go on with the run in config["out"], from its last checkpoint
+
+A callback that returns False stops the run, which then saves, and what it has become is returned. Ctrl-C and what a
+callback raises stop it, too, and are raised once it has saved. Other threads of Python run meanwhile.
+
+Raises Error for a field that does not exist, a value that does not fit, and data or folders that cannot be read.)";
 
 constexpr char generate_doc[] = R"(
 Continues a prompt: a text, of which the new part is returned; a list of texts, all at once; or token ids, which gives
@@ -540,6 +622,8 @@ void add_model(py::module_& m) {
       .def("__repr__", repr);
   m.def("load", load, "path"_a, "threads"_a = 0, "dtype"_a = "as-stored", load_doc);
   m.def("init", init, "model_type"_a, "seed"_a = 0, "threads"_a = 0, init_doc);
+  m.def("train", train, "config"_a, "on_step"_a = py::none(), "on_evaluation"_a = py::none(),
+        "on_sample"_a = py::none(), "resume"_a = false, train_doc);
 }
 
 }  // namespace dense::python

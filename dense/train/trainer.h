@@ -111,6 +111,7 @@ class Trainer {
   std::string fingerprint() const;
 
   Model& model() { return *model_; }
+  std::unique_ptr<Model> take_model() { return std::move(model_); }  // at last: nothing is left to train
   const Data& data() const { return data_; }
   int64_t step() const { return model_->steps(); }  // taken so far, before this run, too
 
