@@ -54,6 +54,7 @@ void write_tokens(const std::filesystem::path& file, std::span<const uint32_t> i
 struct DataConfig {
   std::string path = {}, tokenizer = {}, documents = "files";
   double validation = 0.05;
+  std::optional<int64_t> seed = {};  // none: the run's
 };
 
 // Texts, one document after the other, and their tokens.

@@ -92,7 +92,7 @@ void make_small(const Page& page) {
 }
 
 Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in, bool resume, const Warn& warn,
-                 const Ranks& ranks)
+                 const Ranks& ranks, const Data* shared)
     : config_(given), ranks_(ranks) {
   TrainConfig& c = config_;
   const auto one_of = [](const char* name, const std::string& value, std::initializer_list<const char*> values) {
@@ -119,7 +119,7 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   if (resume) companions_ = checkpoints.back().second;
   else if (!c.from.empty()) companions_ = find_model(c.from);
   if (c.data.tokenizer.empty() && !c.from.empty()) c.data.tokenizer = companions_.string();
-  data_ = read_data(c.data, built_in, uint64_t(c.seed));
+  data_ = shared ? *shared : read_data(c.data, built_in, uint64_t(c.data.seed.value_or(c.seed)));
   for (const ConfigField& field : page.fields)
     if (auto* const value = std::get_if<int*>(&field.value); value && **value == 0) {
       if (field.name == "vocab_size") **value = int(data_.vocabulary);
@@ -140,6 +140,7 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   }
   if (resume) {
     model_->restore_optimizer(companions_ / optimizer_file);
+    saved_step_ = step();
     const Json state = read_object(companions_ / state_file);
     if (const Json* step = state.find("best_step"))
       std::from_chars(step->text.data(), step->text.data() + step->text.size(), best_step_);
@@ -183,7 +184,8 @@ double Trainer::learning_rate(int64_t step) const {
 // that comes next; one with a decoder continues a window's first half with its second one; the others are scored on
 // hidden tokens: of 15% of all, 80% are hidden, 10% replaced and 10% left as they are. Devlin et al. 2018, arXiv:1810.04805
 Trainer::Batch Trainer::read_batch(const Tokens& tokens, uint64_t first, bool in_order) const {
-  const auto windows = uint64_t(tokens.windows(config_.time)), seed = mixed(uint64_t(config_.seed));
+  const auto windows = uint64_t(tokens.windows(config_.time)),
+             seed = mixed(uint64_t(config_.data.seed.value_or(config_.seed)));
   const bool answers = bool(model_->page().decoder);
   const int64_t time = answers ? config_.time / 2 : config_.time;
   Batch batch{time, {}, {}};
@@ -262,6 +264,7 @@ bool Trainer::save(const Events& events) {
     if (events.warn) events.warn(text("step ", step(), ": nothing saved: ", error.what()));
     return false;
   }
+  saved_step_ = step();
   records_->flush();
   if (!companions_.empty()) companions_ = to;  // an old checkpoint goes
   const auto all = checkpoints_in(config_.out);
@@ -287,7 +290,27 @@ void Trainer::publish() const {
   fs::rename(draft, run / "model");
 }
 
+std::vector<Trainer::Batch> Trainer::read(int64_t step) const {
+  const int own = config_.parts / ranks_.size(), first = own * ranks_.rank();
+  std::vector<Batch> parts;
+  for (int part = first; part < first + own; ++part)
+    parts.push_back(
+        read_batch(data_.training, uint64_t((step * config_.parts + part) * config_.batch), /*in_order=*/false));
+  return parts;
+}
+
 bool Trainer::run(const Events& events) {
+  try {
+    for (int stop = 0; !done() && !stop; stop = ranks_.most(events.stop && events.stop())) take(read(step()), events);
+    finish(events);
+  } catch (...) {
+    failed();
+    throw;
+  }
+  return done();
+}
+
+Trainer::Step Trainer::take(const std::vector<Batch>& batches, const Events& events) {
   using Clock = std::chrono::steady_clock;
   const TrainConfig& c = config_;
   Model::Training training;
@@ -296,52 +319,50 @@ bool Trainer::run(const Events& events) {
   training.dropout = true;  // as the page and its config have it
   training.optimizer = {.adamw = {c.beta1, c.beta2, c.eps, c.weight_decay}, .norm = true, .clip = c.clip};
   training.ranks = ranks_;
-  const auto is_due = [&](int every) { return (every > 0 && step() % every == 0) || step() == c.steps; };
   const bool leads = ranks_.rank() == 0;
-  const int own = c.parts / ranks_.size(), first = own * ranks_.rank();
-  bool stopped = false, saved = true;
-  try {
-    while (step() < c.steps && !stopped) {
-      const Clock::time_point begin = Clock::now();
-      std::vector<Batch> batches;
-      std::vector<Model::Inputs> parts;
-      for (int part = first; part < first + own; ++part)
-        batches.push_back(read_batch(data_.training, uint64_t((step() * c.parts + part) * c.batch), false));
-      for (const Batch& b : batches)
-        parts.push_back({.batch = c.batch, .time = b.time, .ids = b.ids, .targets = b.targets});
-      training.lr = learning_rate(step());
-      const Model::Step result = model_->step(parts, training);
-      const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-      const Step done{step(), result.loss, result.norm, training.lr, double(c.parts) * c.batch * c.time / seconds};
-      if (leads && (!std::isfinite(result.loss) || !std::isfinite(result.norm)))
-        fail("step ", step(), ": the loss is ", result.loss, ", its gradient's norm ", result.norm,
-             "; try a smaller optimizer.lr");
-      if (records_)
-        records_->add(
-            step(),
-            {{"loss", done.loss}, {"norm", done.norm}, {"lr", done.lr}, {"tokens_per_second", done.tokens_per_second}});
-      if (events.step) events.step(done);
-      if (leads && is_due(c.evaluate_every)) {
-        last_loss_ = evaluate();
-        if (last_loss_ && records_) records_->add(step(), {{"validation", *last_loss_}});
-        if (last_loss_ && events.evaluated) events.evaluated(step(), *last_loss_);
-      }
-      if (leads && c.sample_every > 0 && is_due(c.sample_every) && tokenizer_ && !mask_) {
-        const std::string text = sample(step());
-        if (records_) records_->add_text(step(), "sample", text);
-        if (events.sampled) events.sampled(step(), text);
-      }
-      stopped = ranks_.most(events.stop && events.stop());
-      if (is_due(c.save_every) || stopped) saved = save(events);
-    }
-    if (!saved) fail("out: ", c.out, ": the last step is not saved");
-    if (records_) publish();
-  } catch (...) {
-    if (records_) records_->flush(), records_->status("failed");
-    throw;
+  training.lr = learning_rate(step());
+  const Clock::time_point begin = Clock::now();
+  std::vector<Model::Inputs> parts;
+  for (const Batch& b : batches)
+    parts.push_back({.batch = c.batch, .time = b.time, .ids = b.ids, .targets = b.targets});
+  const Model::Step result = model_->step(parts, training);
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  const Step taken{step(), result.loss, result.norm, training.lr, double(c.parts) * c.batch * c.time / seconds};
+  if (leads && (!std::isfinite(result.loss) || !std::isfinite(result.norm)))
+    fail("step ", step(), ": the loss is ", result.loss, ", its gradient's norm ", result.norm,
+         "; try a smaller optimizer.lr");
+  if (records_)
+    records_->add(
+        step(),
+        {{"loss", taken.loss}, {"norm", taken.norm}, {"lr", taken.lr}, {"tokens_per_second", taken.tokens_per_second}});
+  if (events.step) events.step(taken);
+  const auto is_due = [&](int every) { return (every > 0 && step() % every == 0) || done(); };
+  if (leads && is_due(c.evaluate_every)) {
+    last_loss_ = evaluate();
+    if (last_loss_ && records_) records_->add(step(), {{"validation", *last_loss_}});
+    if (last_loss_ && events.evaluated) events.evaluated(step(), *last_loss_);
   }
-  if (records_) records_->flush(), records_->status(stopped ? "stopped" : "done");
-  return step() >= c.steps;
+  if (leads && c.sample_every > 0 && is_due(c.sample_every) && tokenizer_ && !mask_) {
+    const std::string text = sample(step());
+    if (records_) records_->add_text(step(), "sample", text);
+    if (events.sampled) events.sampled(step(), text);
+  }
+  if (is_due(c.save_every)) save(events);
+  return taken;
+}
+
+void Trainer::finish(const Events& events) {
+  if (!records_) return;
+  if (saved_step_ != step() && !save(events)) fail("out: ", config_.out, ": the last step is not saved");
+  publish();
+  records_->flush();
+  records_->status(done() ? "done" : "stopped");
+}
+
+void Trainer::failed() {
+  if (!records_) return;
+  records_->flush();
+  records_->status("failed");
 }
 
 }  // namespace dense

@@ -56,6 +56,7 @@ struct TrainConfig {
       " `from`, or bytes)");
     f("data.documents", data.documents, "files: each is a document; lines: each line is one; they are shuffled");
     f("data.validation", data.validation, "share of the documents, the last ones, that is not trained on");
+    f("data.seed", data.seed, "of the order of the data (default: seed)");
     f("optimizer.lr", lr, "of AdamW after warming up", 0);
     f("optimizer.schedule", schedule, "of the rate: cosine or linear down to final_share, or constant");
     f("optimizer.warmup", warmup, "steps in which the rate rises from 0", 0);
@@ -84,10 +85,11 @@ void make_small(const Page& page);
 class Trainer {
  public:
   // Throws Error for a config that makes no sense, data that cannot be read, and a run's folder that holds a run, unless
-  // `resume`: then it goes on from the last checkpoint. `built_in` is the text where the config names no data. Of several
-  // ranks each has a Trainer; the first one alone evaluates, samples and writes.
+  // `resume`: then it goes on from the last checkpoint. `built_in` is the text where the config names no data; `shared`
+  // is what another trainer has read, instead. Of several ranks each has a Trainer; the first one alone evaluates,
+  // samples and writes.
   Trainer(Page page, const TrainConfig& config, std::string_view built_in, bool resume = false, const Warn& warn = {},
-          const Ranks& ranks = {});
+          const Ranks& ranks = {}, const Data* shared = nullptr);
   ~Trainer();
 
   struct Step {
@@ -107,22 +109,31 @@ class Trainer {
   // for a loss that is no number, and where nothing can be saved at the end.
   bool run(const Events& events);
 
+  // What run() is made of, for several trainers that take the same steps.
+  struct Batch {
+    int64_t time;  // tokens of a row
+    std::vector<int32_t> ids, targets;
+  };
+  std::vector<Batch> read(int64_t step) const;  // the parts of a step, this rank's
+  // One step, and what is due after it. Throws Error for a loss that is no number.
+  Step take(const std::vector<Batch>& parts, const Events& events);
+  // At the end: the last step is saved. Throws Error where it cannot be.
+  void finish(const Events& events);
+  void failed();  // instead, after an exception: the records say so
+  bool done() const { return step() >= config_.steps; }
   // What must be the same on every rank, in words.
   std::string fingerprint() const;
 
   Model& model() { return *model_; }
   std::unique_ptr<Model> take_model() { return std::move(model_); }  // at last: nothing is left to train
   const Data& data() const { return data_; }
+  const TrainConfig& config() const { return config_; }
   int64_t step() const { return model_->steps(); }  // taken so far, before this run, too
 
  private:
   double learning_rate(int64_t step) const;
   std::optional<double> evaluate();
   std::string sample(int64_t step);
-  struct Batch {
-    int64_t time;  // tokens of a row
-    std::vector<int32_t> ids, targets;
-  };
   Batch read_batch(const Tokens& tokens, uint64_t first, bool in_order) const;
   bool save(const Events& events);
   void publish() const;
@@ -137,7 +148,7 @@ class Trainer {
   std::filesystem::path companions_;      // folder with files that belong to the model, such as its tokenizer
   std::optional<double> last_loss_ = {};  // on the validation data
   double best_loss_ = std::numeric_limits<double>::infinity();
-  int64_t best_step_ = -1;  // none yet
+  int64_t best_step_ = -1, saved_step_ = -1;  // none yet
 };
 
 }  // namespace dense
