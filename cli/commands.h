@@ -18,6 +18,7 @@ int init_command(const Call& call);            // cli/init.cpp
 int train_command(const Call& call);           // cli/train.cpp
 int report_command(const Call& call);          // cli/report.cpp
 int twin_command(const Call& call);            // cli/twin.cpp
+int sweep_command(const Call& call);           // cli/sweep.cpp
 int forward_command(const Call& call);         // cli/forward.cpp
 int show_command(const Call& call);            // cli/show.cpp
 int generate_command(const Call& call);        // cli/generate.cpp

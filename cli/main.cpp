@@ -30,6 +30,7 @@ constexpr Command commands[] = {
     {"train", "train a model on a text: new weights, or those of a folder", train_command},
     {"report", "runs of train as a page: curves, samples, configs", report_command},
     {"twin", "train several models on the same batches, and how they differ", twin_command},
+    {"sweep", "train once for each of some values of a config's fields", sweep_command},
     {"show", "what a model is made of: parameters, FLOPs, memory, its graph", show_command},
     {"generate", "continue a text with a Hugging Face model", generate_command},
     {"eval", "how well a model predicts a text: perplexity, nats per byte", eval_command},
