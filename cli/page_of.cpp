@@ -12,15 +12,15 @@ dense::Page dense::cli::page_of(const std::string& model_type) {
   fail("model_type: expected one of ", known, ", got ", model_type);
 }
 
-dense::Page dense::cli::page_of_run(const Json& config, std::string model_type, std::string from) {
-  const auto text_in = [&](const char* name) {
-    const Json* value = config.find(name);
-    return value && value->kind == Json::string ? value->text : "";
-  };
-  if (model_type.empty()) model_type = text_in("model_type");
-  if (from.empty()) from = text_in("from");
-  if (model_type.empty() && !from.empty()) model_type = dense::model_type(find_model(from));
+dense::Page dense::cli::page_of_run(std::string model_type, const std::string& from, const Warn& warn) {
+  const std::filesystem::path folder = from.empty() ? std::filesystem::path() : find_model(from);
+  if (model_type.empty() && !from.empty()) model_type = dense::model_type(folder);
   Page page = page_of(model_type);
-  make_small(page);
+  if (from.empty()) {
+    make_small(page);
+  } else {
+    set_fields(folder / "config.json", page.fields, page.inert, warn);
+    page.configured = true;
+  }
   return page;
 }

@@ -19,6 +19,8 @@
 namespace dense::cli {
 namespace {
 
+namespace fs = std::filesystem;
+
 // What a flag is given, before it is known which flags there are.
 std::string given(const Call& call, const std::string& flag) {
   std::string value;
@@ -39,12 +41,17 @@ bool read(const Call& call, Asked& asked) {
   // The page decides which flags there are; who says which page, is asked first.
   std::string file = given(call, "--config");
   const std::string run = given(call, "--resume");
-  if (!run.empty()) file = (std::filesystem::path(run) / "config.json").string();
+  if (!run.empty()) file = (fs::path(run) / "config.json").string();
   const Json json = file.empty() ? Json{Json::object} : read_object(file);
-  asked.page = page_of_run(json, given(call, "--model_type"), given(call, "--from"));
   asked.resume = !run.empty();
-
   TrainConfig& config = asked.config;
+  set_fields(json, file, config_fields(config), {}, {});
+  if (const std::string type = given(call, "--model_type"); !type.empty()) config.model_type = type;
+  if (const std::string from = given(call, "--from"); !from.empty()) config.from = from;
+  std::error_code error;  // a checkpoint needs what its run began with no more
+  const bool saved = asked.resume && !fs::is_empty(fs::path(run) / "checkpoints", error) && !error;
+  asked.page =
+      page_of_run(config.model_type, saved ? "" : config.from, [](const std::string& line) { say("{}\n", line); });
   const std::vector<ConfigField> fields = run_fields(config, asked.page);
   set_fields(json, file, fields, {}, [](const std::string& line) { fail(line); });
   std::vector<Flag> flags = flags_of(fields);

@@ -249,8 +249,9 @@ std::unique_ptr<Shared> train(Object given, Object on_step, Object on_evaluation
   const bool is_dict = py::isinstance<py::dict>(given);
   const std::string where = is_dict ? "train" : py::module_::import("os").attr("fspath")(given).cast<std::string>();
   const Json json = is_dict ? to_json("train", "", given) : read_object(where);
-  const Page page = cli::page_of_run(json);
   TrainConfig config;
+  set_fields(json, where, config_fields(config), {}, {});
+  const Page page = cli::page_of_run(config.model_type, config.from);
   const std::vector<ConfigField> fields = run_fields(config, page);
   check_names(where.c_str(), json, "", page.model_type, fields);
   set_fields(json, where, fields, {}, {});

@@ -195,6 +195,34 @@ TEST_F(Train, ContinuesFromAHuggingFaceFolder) {
   EXPECT_EQ(run({"generate", "b", "--prompt", "an", "--tokens", "2"}).exit_code, 0);
 }
 
+TEST_F(Train, FlagsCountMoreThanTheConfigOfTheFolderThatItBeginsWith) {
+  ASSERT_EQ(train({"--steps", "4", "--out", "a", "--model.attn_pdrop", "0.3", "--model.resid_pdrop", "0.2"}).exit_code,
+            0);
+  const Args call = {"train", "--data.path", "names.txt", "--batch",      "4", "--time",
+                     "8",     "--steps",     "4",         "--save.every", "2"};
+  ASSERT_EQ(run(call + Args{"--from", "a", "--model.attn_pdrop", "0", "--out", "b"}).exit_code, 0);
+  const json config = json::parse(contents(folder / "b/model/config.json"));
+  EXPECT_EQ(config["attn_pdrop"], 0.0);
+  EXPECT_EQ(config["resid_pdrop"], 0.2);
+  EXPECT_EQ(config["n_embd"], 16);
+  EXPECT_EQ(json::parse(contents(folder / "b/config.json"))["model"]["resid_pdrop"], 0.2);
+  fs::remove_all(folder / "a");  // a checkpoint is enough to go on
+  EXPECT_EQ(run({"train", "--resume", "b", "--steps", "6", "--data.tokenizer", "bytes"}).exit_code, 0);
+  EXPECT_EQ(json::parse(contents(folder / "b/model/config.json"))["resid_pdrop"], 0.2);
+  expect_refused({"--from", "b", "--model.n_layer", "2", "--out", "c", "--time", "8"},
+                 "transformer.h.1.attn.c_attn.bias: expected (48), missing");
+}
+
+// null is no default: Mistral's window is 4096 where nothing is said.
+TEST_F(Train, NullsOfAConfigAreKept) {
+  const Args call = {"train", "--model_type", "mistral", "--data.path", "names.txt", "--time", "8", "--steps", "2"};
+  write("m.json", R"({"model_type": "mistral", "model": {"sliding_window": null}})");
+  ASSERT_EQ(run(call + Args{"--config", "m.json", "--out", "a"}).exit_code, 0);
+  ASSERT_EQ(run({"train", "--resume", "a", "--steps", "3"}).exit_code, 0);
+  EXPECT_TRUE(json::parse(contents(folder / "a/config.json"))["model"]["sliding_window"].is_null());
+  EXPECT_TRUE(json::parse(contents(folder / "a/model/config.json"))["sliding_window"].is_null());
+}
+
 // Older files hold tied weights twice; the copy must not outlive the training of the other.
 TEST_F(Train, ATiedCopyThatAFileHoldsIsNotKeptUntrained) {
   ASSERT_EQ(train({"--steps", "1", "--out", "a"}).exit_code, 0);

@@ -112,7 +112,7 @@ void Model::declare() {
 Model::Model(Page page, const std::filesystem::path& folder, int threads, const Warn& warn, bool filled)
     : page_(std::move(page)), parameters_(0, page_.base, filled), threads_(make_threads(threads)) {
   original_ = std::make_shared<const Json>(read_object(folder / "config.json"));
-  set_fields(*original_, (folder / "config.json").string(), page_.fields, page_.inert, warn);
+  if (!page_.configured) set_fields(*original_, (folder / "config.json").string(), page_.fields, page_.inert, warn);
   for (auto& [name, tensor] : read_safetensors(folder)) {
     const bool known = is_quantised(quantised_type(tensor)) || tensor.dtype == "F32" || tensor.dtype == "BF16" ||
                        tensor.dtype == "F16";

@@ -32,6 +32,7 @@ struct Page {
     int32_t start, pad;  // the token that it begins with, and the one that it sees where a label is left out
   };
   std::function<Decoder()> decoder = {};  // of an encoder-decoder, which answers a text; none: it is none
+  bool configured = false;                // its fields count where a folder's config.json says otherwise
   bool causal = false;  // labels are the tokens themselves, and each place is scored on the one that comes next
   bool generates() const { return causal || decoder; }
 };

@@ -116,6 +116,7 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   if (resume && !fs::exists(run / "config.json")) fail("resume: ", c.out, ": expected a run's folder");
   resume = resume && !checkpoints.empty();  // else it stopped before it had one, and begins anew
 
+  page.configured = page.configured || resume;
   if (resume) companions_ = checkpoints.back().second;
   else if (!c.from.empty()) companions_ = find_model(c.from);
   if (c.data.tokenizer.empty() && !c.from.empty()) c.data.tokenizer = companions_.string();
@@ -150,7 +151,11 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   std::error_code error;
   fs::create_directories(run / "checkpoints", error);
   if (error) fail("out: ", c.out, ": ", error.message());
-  const Json json = with_fields(Json{Json::object}, "config.json", run_fields(c, page), page.model_type);
+  Json json = with_fields(Json{Json::object}, "config.json", config_fields(c), page.model_type);
+  Json model = with_fields(Json{Json::object}, "config.json: model", page.fields, page.model_type);  // its nulls, too
+  std::erase_if(model.items, [](const Json& item) { return item.name == "model_type"; });
+  model.name = "model";
+  json.items.push_back(std::move(model));
   write_file(run / "config.json", to_text(json, 2) + "\n");
   records_ = std::make_unique<Records>(run, step(), c.command);
 }

@@ -93,7 +93,8 @@ Twins::Twins(std::vector<Twin> twins, const fs::path& folder, std::string_view b
   try {
     for (const Twin& twin : twins) {
       const bool shared = !trainers_.empty() && data_seed(twin.config) == data_seed(twins[0].config);
-      trainers_.emplace_back(twin.page, twin.config, built_in, resume, warn, shared ? &trainers_[0].data() : nullptr);
+      trainers_.emplace_back(twin.page, twin.config, built_in, resume, warn, Ranks(),
+                             shared ? &trainers_[0].data() : nullptr);
       losses_.push_back(resume ? recorded_losses(twin.config.out, trainers_.back().step()) : std::vector<double>());
     }
     write_differences();
