@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <new>
 #include <string>
 #include <vector>
@@ -104,6 +105,8 @@ int main(int argc, char** argv) {
     return exit_code;
   } catch (const dense::Error& error) {
     return report(call, error.what(), 2);
+  } catch (const std::filesystem::filesystem_error& error) {
+    return report(call, error.path1().string() + ": " + error.code().message(), 2);
   } catch (const std::bad_alloc&) {
     return report(call, "out of memory", 1);
   } catch (const std::exception& error) {

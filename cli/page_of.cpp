@@ -14,7 +14,9 @@ dense::Page dense::cli::page_of(const std::string& model_type) {
 
 dense::Page dense::cli::page_of_run(std::string model_type, const std::string& from, const Warn& warn) {
   const std::filesystem::path folder = from.empty() ? std::filesystem::path() : find_model(from);
-  if (model_type.empty() && !from.empty()) model_type = dense::model_type(folder);
+  const std::string found = from.empty() ? model_type : dense::model_type(folder);
+  if (!model_type.empty() && model_type != found) fail("from: ", from, ": expected a ", model_type, ", got a ", found);
+  model_type = found;
   Page page = page_of(model_type);
   if (from.empty()) {
     make_small(page);

@@ -41,6 +41,7 @@ bool read(const Call& call, Asked& asked) {
   // The page decides which flags there are; who says which page, is asked first.
   std::string file = given(call, "--config");
   const std::string run = given(call, "--resume");
+  if (!run.empty() && !file.empty()) fail("--config: expected none beside --resume");
   if (!run.empty()) file = (fs::path(run) / "config.json").string();
   const Json json = file.empty() ? Json{Json::object} : read_object(file);
   asked.resume = !run.empty();

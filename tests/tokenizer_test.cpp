@@ -84,13 +84,13 @@ TEST_P(RealTokenizers, GiveTheIdsOfHuggingFace) {
   }
 }
 
-TEST_P(RealTokenizers, TakeALineOfOneLetterInUnderASecond) {
+TEST_P(RealTokenizers, TakeALineOfOneLetterInLinearTime) {
   const Tokenizer t(folder);
   for (const char letter : {'a', ' ', '=', '\n'}) {
     const auto begin = std::chrono::steady_clock::now();
     t.encode(std::string(1'000'000, letter));
-    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(std::getenv("DENSE_SLOW") ? 60 : 2))
-        << letter;
+    // A tenth of a second; but what is not linear takes minutes, and machines are busy.
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30)) << letter;
   }
 }
 

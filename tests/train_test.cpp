@@ -213,6 +213,27 @@ TEST_F(Train, FlagsCountMoreThanTheConfigOfTheFolderThatItBeginsWith) {
                  "transformer.h.1.attn.c_attn.bias: expected (48), missing");
 }
 
+TEST_F(Train, AModelKeepsTheTokenizerOfItsData) {
+  ASSERT_EQ(train({"--steps", "2", "--out", "a"}).exit_code, 0);
+  const Args call = {"train", "--data.path", "names.txt", "--batch", "4", "--time", "8", "--steps", "2"};
+  ASSERT_EQ(run(call + Args{"--from", "a", "--data.tokenizer", "characters", "--out", "b"}).exit_code, 0);
+  EXPECT_NE(contents(folder / "a/model/tokenizer.json"), contents(folder / "b/model/tokenizer.json"));
+  EXPECT_TRUE(run({"generate", "b", "--prompt", "an", "--tokens", "2"}).out.starts_with("an"));
+  write("names.txt", names(40) + "x");  // other characters, other tokens
+  expect_refused({"--resume", "b", "--steps", "3"},
+                 "data: expected the tokens of b/checkpoints/step-00000002/tokenizer.json, got others");
+  expect_refused({"--from", "a", "--model_type", "llama"}, "from: a: expected a llama, got a gpt2");
+}
+
+TEST_F(Train, WeightsThatAreNoNumbersAreNotSaved) {
+  const Args call = {"--save.every", "1", "--save.keep", "1", "--out", "r"};
+  ASSERT_EQ(train(call + Args{"--steps", "2"}).exit_code, 0);
+  const Outcome worse = run({"train", "--resume", "r", "--steps", "9", "--optimizer.lr", "1e38"});
+  EXPECT_EQ(worse.exit_code, 2) << worse.err;
+  EXPECT_TRUE(contains(worse.err, "step 3: nothing saved: the weights are not finite numbers")) << worse.err;
+  EXPECT_EQ(run({"train", "--resume", "r", "--steps", "3", "--optimizer.lr", "0.01"}).exit_code, 0);
+}
+
 // null is no default: Mistral's window is 4096 where nothing is said.
 TEST_F(Train, NullsOfAConfigAreKept) {
   const Args call = {"train", "--model_type", "mistral", "--data.path", "names.txt", "--time", "8", "--steps", "2"};
@@ -264,6 +285,7 @@ std::string one_of_the_pages() {
 }
 
 TEST_F(Train, RefusesWhatDoesNotFit) {
+  write("dotted.json", R"({"optimizer.lr": 0.1})");
   ASSERT_EQ(train({"--steps", "1", "--out", "r"}).exit_code, 0);
   const std::pair<Args, std::string> cases[] = {
       {{"--precision", "f16"}, "precision: expected f32 or bf16, got f16"},
@@ -284,6 +306,12 @@ TEST_F(Train, RefusesWhatDoesNotFit) {
       {{"--out", "names.txt"}, "out: names.txt: expected a folder"},
       {{"--out", "r"}, "out: r: holds a run already; resume it, or choose another folder"},
       {{"--resume", "none"}, "none/config.json: cannot open"},
+      {{"--resume", "r", "--config", "c.json"}, "--config: expected none beside --resume"},
+      {{"--config", "dotted.json"}, "dotted.json: ignored, being unknown here: optimizer.lr"},
+      {{"--optimizer.beta1", "1"}, "optimizer.beta1: expected 0 or more, below 1, got 1"},
+      {{"--optimizer.clip", "-1"}, "optimizer.clip: expected 0 or more, got -1"},
+      {{"--sample.prompt", "ß", "--data.tokenizer", "characters"},
+       "sample.prompt: expected one token or more, got none"},
   };
   for (const auto& [args, says] : cases) {
     Args all = args;
@@ -357,6 +385,11 @@ TEST_F(Train, TokensAreTrainedOnAsTheirTextIs) {
   EXPECT_TRUE(fs::exists(folder / "t/tokens-00004.safetensors"));
   ASSERT_EQ(run(Args{"train", "--data.path", "t", "--out", "a"} + rest).exit_code, 0);
   InFolder::expect_refused({"tokens", "words", "t"}, "t: exists already", "dense tokens");
+  expect_refused({"--data.path", "t/tokens-00001.safetensors"},
+                 "expected a text or the folder of tokens that it is in");
+  fs::rename(folder / "t/tokens-00000.safetensors", folder / "kept");
+  expect_refused({"--data.path", "t"}, "t: tokens-00000.safetensors: missing");
+  fs::rename(folder / "kept", folder / "t/tokens-00000.safetensors");
   write("t/tokens-00001.safetensors", contents(folder / "a/model/model.safetensors"));
   expect_refused({"--data.path", "t"}, "t/tokens-00001.safetensors: tokens: expected a list of whole numbers, missing");
 }

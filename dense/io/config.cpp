@@ -159,6 +159,10 @@ void find_unknown(const Json& object, const std::string& prefix, const std::vect
     const std::string name = prefix + item.name;
     const auto begins = [&](const ConfigField& field) { return field.name.starts_with(name + "."); };
     const auto is = [&](const ConfigField& field) { return field.name == name; };
+    if (item.name.find('.') != item.name.npos) {  // an object is expected there
+      unknown.push_back(shown(name));
+      continue;
+    }
     if (item.kind == Json::null || std::any_of(fields.begin(), fields.end(), is)) continue;
     if (std::any_of(fields.begin(), fields.end(), begins)) {
       if (item.kind != Json::object) fail(file, ": ", shown(name), ": expected an object, got ", shown(item));

@@ -162,9 +162,16 @@ std::string character_tokenizer(std::span<const char32_t> characters) {
          vocabulary + "}}}\n";
 }
 
+bool holds_tokens(const fs::path& file) {
+  return file.filename().string().starts_with("tokens-") && file.extension() == ".safetensors";
+}
+
 bool is_folder_of_tokens(const fs::path& path) {
   std::error_code ignored;
-  return fs::is_directory(path, ignored) && fs::exists(path / "tokens-00000.safetensors", ignored);
+  if (holds_tokens(path)) fail(path.string(), ": expected a text or the folder of tokens that it is in");
+  if (!fs::is_directory(path, ignored)) return false;
+  return std::ranges::any_of(fs::directory_iterator(path),
+                             [](const auto& entry) { return holds_tokens(entry.path()); });
 }
 
 std::vector<fs::path> files_in(const fs::path& path) {
@@ -181,7 +188,7 @@ std::vector<fs::path> files_in(const fs::path& path) {
 }  // namespace
 
 Documents::Documents(const DataConfig& config, std::string_view built_in, uint64_t seed)
-    : built_in_(built_in), lines_(config.documents == "lines"), seed_(seed) {
+    : built_in_(built_in), lines_(config.documents == "lines" || config.path.empty()), seed_(seed) {
   if (config.documents != "files" && config.documents != "lines")
     fail("data.documents: expected files or lines, got ", config.documents);
   if (!config.path.empty()) {
@@ -273,8 +280,14 @@ Data read_data(const DataConfig& config, std::string_view built_in, uint64_t see
   Data data;
   Tokens all;
   if (is_folder_of_tokens(config.path)) {
-    for (const fs::path& file : files_in(config.path))
-      if (file.extension() == ".safetensors") all.add_file(file);
+    int shards = 0;
+    for (const fs::path& file : files_in(config.path)) {
+      if (!holds_tokens(file)) continue;
+      const std::string number = std::to_string(shards++);
+      const std::string expected = "tokens-" + std::string(5 - std::min<size_t>(5, number.size()), '0') + number;
+      if (file.stem() != expected) fail(config.path, ": ", expected, ".safetensors: missing");
+      all.add_file(file);
+    }
     const fs::path tokenizer = fs::path(config.path) / "tokenizer.json";
     if (fs::exists(tokenizer)) data.tokenizer = read_file(tokenizer);
     data.vocabulary =

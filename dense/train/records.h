@@ -28,6 +28,7 @@ class Records {
   void add_text(int64_t step, const char* name, std::string_view text);
   // From memory to the files. What cannot be written is said once, by returning false; training goes on.
   bool flush();
+  bool failed() const { return failed_; }
   void status(const std::string& status);
 
  private:

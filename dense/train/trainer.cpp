@@ -46,13 +46,23 @@ std::vector<std::pair<int64_t, fs::path>> checkpoints_in(const fs::path& run) {
   std::error_code error;
   for (fs::directory_iterator entry(run / "checkpoints", error), end; !error && entry != end; entry.increment(error)) {
     const std::string name = entry->path().filename();
+    const char* const end_of_name = name.data() + name.size();
     int64_t step = 0;
-    if (name.starts_with("step-") &&
-        std::from_chars(name.data() + 5, name.data() + name.size(), step).ec == std::errc{})
+    if (name.starts_with("step-") && std::from_chars(name.data() + 5, end_of_name, step).ptr == end_of_name)
       all.emplace_back(step, entry->path());
   }
   std::ranges::sort(all);
   return all;
+}
+
+bool is_finite(Model& model) {
+  return std::ranges::all_of(model.parameters().declared(), [](const Parameter* p) {
+    if (p->dtype != Dtype::f32) return true;  // not trained yet
+    float sum = 0;                            // NaN once a value is, or infinite
+    const auto* const values = reinterpret_cast<const float*>(p->memory.data);
+    for (int64_t i = 0; i < count_of(p->shape); ++i) sum += values[i] * values[i] * 0;
+    return sum == 0;
+  });
 }
 
 int32_t hidden_token(const Tokenizer& tokenizer, const std::string& model_type) {
@@ -105,13 +115,21 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   };
   one_of("precision", c.precision, {"f32", "bf16"});
   one_of("optimizer.schedule", c.schedule, {"cosine", "linear", "constant"});
+  const auto at_least_0 = [](const char* name, double value, double below) {
+    if (!(value >= 0 && value < below))
+      fail(name, ": expected 0 or more", below < 2 ? ", below 1" : "", ", got ", value);
+  };
+  constexpr double most = std::numeric_limits<double>::infinity();
+  at_least_0("optimizer.beta1", c.beta1, 1), at_least_0("optimizer.beta2", c.beta2, 1);
+  at_least_0("optimizer.clip", c.clip, most), at_least_0("optimizer.weight_decay", c.weight_decay, most);
+  at_least_0("optimizer.final_share", c.final_share, most);
   if (const auto n = unsigned(ranks.size()); !std::has_single_bit(n) || c.parts % int(n) != 0)
     fail("ranks: expected a power of two that divides parts = ", c.parts, ", got ", n);
   const bool writes = ranks.rank() == 0 && !c.out.empty();
   const std::vector<std::pair<int64_t, fs::path>> checkpoints = checkpoints_in(c.out);
   const fs::path run = c.out;
   if (!c.out.empty() && fs::exists(run) && !fs::is_directory(run)) fail("out: ", c.out, ": expected a folder");
-  if (!resume && writes && fs::exists(run / "config.json"))
+  if (!resume && writes && (fs::exists(run / "config.json") || !checkpoints.empty()))
     fail("out: ", c.out, ": holds a run already; resume it, or choose another folder");
   if (resume && !fs::exists(run / "config.json")) fail("resume: ", c.out, ": expected a run's folder");
   resume = resume && !checkpoints.empty();  // else it stopped before it had one, and begins anew
@@ -119,8 +137,12 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   page.configured = page.configured || resume;
   if (resume) companions_ = checkpoints.back().second;
   else if (!c.from.empty()) companions_ = find_model(c.from);
-  if (c.data.tokenizer.empty() && !c.from.empty()) c.data.tokenizer = companions_.string();
-  data_ = shared ? *shared : read_data(c.data, built_in, uint64_t(c.data.seed.value_or(c.seed)));
+  DataConfig data = c.data;
+  if (data.tokenizer.empty() && !c.from.empty()) data.tokenizer = companions_.string();
+  data_ = shared ? *shared : read_data(data, built_in, uint64_t(c.data.seed.value_or(c.seed)));
+  if (resume && !data_.tokenizer.empty() && fs::exists(companions_ / "tokenizer.json") &&
+      read_file(companions_ / "tokenizer.json") != data_.tokenizer)
+    fail("data: expected the tokens of ", (companions_ / "tokenizer.json").string(), ", got others");
   for (const ConfigField& field : page.fields)
     if (auto* const value = std::get_if<int*>(&field.value); value && **value == 0) {
       if (field.name == "vocab_size") **value = int(data_.vocabulary);
@@ -139,6 +161,8 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
     if (!tokenizer_) fail("data.tokenizer: expected one, since ", page.model_type, " learns to fill in a token of it");
     mask_ = hidden_token(*tokenizer_, page.model_type);
   }
+  if (tokenizer_ && !c.prompt.empty() && tokenizer_->encode(c.prompt).empty())
+    fail("sample.prompt: expected one token or more, got none");
   if (resume) {
     model_->restore_optimizer(companions_ / optimizer_file);
     saved_step_ = step();
@@ -202,10 +226,13 @@ Trainer::Batch Trainer::read_batch(const Tokens& tokens, uint64_t first, bool in
     batch.ids.insert(batch.ids.end(), begin, begin + time);
     batch.targets.insert(batch.targets.end(), target, target + time);
     if (!mask_) continue;
+    bool any = false;
     for (auto t = batch.ids.size() - size_t(time); t < batch.ids.size(); ++t) {
       const uint64_t dice = mixed(mixed(seed ^ (in_order ? number : i)) + t), share = dice % 1000;
-      if (share >= 150) batch.targets[t] = -100;
-      if (share < 120) batch.ids[t] = *mask_;
+      const bool last_chance = t + 1 == batch.ids.size() && !any;  // each row has a target
+      any = any || share < 150 || last_chance;
+      if (share >= 150 && !last_chance) batch.targets[t] = -100;
+      if (share < 120 || last_chance) batch.ids[t] = *mask_;
       else if (share < 135) batch.ids[t] = int32_t((dice >> 32) % uint64_t(data_.vocabulary));
     }
   }
@@ -248,12 +275,15 @@ bool Trainer::save(const Events& events) {
   std::error_code ignored;
   try {
     fs::remove_all(draft);
+    if (!is_finite(*model_)) fail("the weights are not finite numbers; try a smaller optimizer.lr");
     model_->save(draft);
+    if (!data_.tokenizer.empty()) write_file(draft / "tokenizer.json", data_.tokenizer);
+    const fs::path known = companions_ / "tokenizer.json";
+    const bool same_tokens = data_.tokenizer.empty() || (fs::exists(known) && read_file(known) == data_.tokenizer);
     for (const char* name : companions)
-      if (!companions_.empty() && fs::exists(companions_ / name) && !fs::exists(draft / name))
+      if (!companions_.empty() && (same_tokens || name == std::string_view("generation_config.json")) &&
+          fs::exists(companions_ / name) && !fs::exists(draft / name))
         fs::copy_file(companions_ / name, draft / name);
-    if (!data_.tokenizer.empty() && !fs::exists(draft / "tokenizer.json"))
-      write_file(draft / "tokenizer.json", data_.tokenizer);
     model_->save_optimizer(draft / optimizer_file);
     Json state{Json::object};
     state.items.push_back({Json::number, "step", std::to_string(step())});
@@ -262,6 +292,7 @@ bool Trainer::save(const Events& events) {
       state.items.push_back({Json::number, "best_loss", text(best_loss_)});
     }
     write_file(draft / state_file, to_text(state, 2) + "\n");
+    records_->flush();  // what is known of a step is there before its checkpoint is
     fs::remove_all(to);
     fs::rename(draft, to);
   } catch (const std::exception& error) {  // a full disk ends no training
@@ -270,7 +301,6 @@ bool Trainer::save(const Events& events) {
     return false;
   }
   saved_step_ = step();
-  records_->flush();
   if (!companions_.empty()) companions_ = to;  // an old checkpoint goes
   const auto all = checkpoints_in(config_.out);
   for (size_t i = 0; i + size_t(config_.keep) < all.size(); ++i)
@@ -281,7 +311,8 @@ bool Trainer::save(const Events& events) {
 
 // The last checkpoint's model once more, as `model`: the same files under another name where the disk can do that.
 void Trainer::publish() const {
-  const fs::path run = config_.out, from = checkpoints_in(run).back().second, draft = run / ".model.partial";
+  const fs::path run = config_.out, draft = run / ".model.partial";
+  const fs::path from = run / "checkpoints" / step_name(step());
   fs::remove_all(draft);
   fs::create_directories(draft);
   for (const auto& entry : fs::directory_iterator(from)) {
@@ -348,10 +379,16 @@ Trainer::Step Trainer::take(const std::vector<Batch>& batches, const Events& eve
     if (last_loss_ && events.evaluated) events.evaluated(step(), *last_loss_);
   }
   if (leads && c.sample_every > 0 && is_due(c.sample_every) && tokenizer_ && !mask_) {
-    const std::string text = sample(step());
-    if (records_) records_->add_text(step(), "sample", text);
-    if (events.sampled) events.sampled(step(), text);
+    try {
+      const std::string text = sample(step());
+      if (records_) records_->add_text(step(), "sample", text);
+      if (events.sampled) events.sampled(step(), text);
+    } catch (const Error& error) {  // is no reason to end
+      if (events.warn) events.warn(dense::text("step ", step(), ": no sample: ", error.what()));
+    }
   }
+  if (records_ && records_->failed() && !std::exchange(told_, true) && events.warn)
+    events.warn(dense::text("step ", step(), ": ", c.out, ": metrics cannot be written from here on"));
   if (is_due(c.save_every)) save(events);
   return taken;
 }
@@ -367,7 +404,10 @@ void Trainer::finish(const Events& events) {
 void Trainer::failed() {
   if (!records_) return;
   records_->flush();
-  records_->status("failed");
+  try {
+    records_->status("failed");
+  } catch (const std::exception&) {  // what went wrong first is what is told
+  }
 }
 
 }  // namespace dense

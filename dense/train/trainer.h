@@ -54,7 +54,8 @@ struct TrainConfig {
     f("data.tokenizer", data.tokenizer,
       "bytes, characters, or a folder or file with a tokenizer.json (default: the one of"
       " `from`, or bytes)");
-    f("data.documents", data.documents, "files: each is a document; lines: each line is one; they are shuffled");
+    f("data.documents", data.documents,
+      "files: each is a document; lines (and built-in names): each line is one; they are shuffled");
     f("data.validation", data.validation, "share of the documents, the last ones, that is not trained on");
     f("data.seed", data.seed, "of the order of the data (default: seed)");
     f("optimizer.lr", lr, "of AdamW after warming up", 0);
@@ -148,6 +149,7 @@ class Trainer {
   std::filesystem::path companions_;      // folder with files that belong to the model, such as its tokenizer
   std::optional<double> last_loss_ = {};  // on the validation data
   double best_loss_ = std::numeric_limits<double>::infinity();
+  bool told_ = false;                         // that metrics cannot be written
   int64_t best_step_ = -1, saved_step_ = -1;  // none yet
 };
 
