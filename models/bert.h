@@ -82,7 +82,7 @@ inline Tensor embed(const Config& c, Weights w, Tensor words, Tensor ids, Contex
   };
   const Tensor places = table("position_embeddings", c.max_position_embeddings);
   const Tensor types = table("token_type_embeddings", c.type_vocab_size);
-  const Tensor x = gather(words, ids) + ctx.at_types(types) + ctx.at_positions(places, ids);
+  const Tensor x = gather(words, ids, c.pad_token_id.first()) + ctx.at_types(types) + ctx.at_positions(places, ids);
   return ctx.dropout(norm(c, w["LayerNorm"], x), c.hidden_dropout_prob);
 }
 

@@ -17,14 +17,14 @@ struct Config {  // where a file lacks a field, what Hugging Face takes; publish
   double hidden_dropout_prob = 0.1, attention_probs_dropout_prob = 0.1, layer_norm_eps = 1e-7, initializer_range = 0.02;
   bool relative_attention = false, position_biased_input = true, share_att_key = false, legacy = true;
   bool tie_word_embeddings = true;
+  std::optional<int> embedding_size, attention_head_size;  // else what hidden_size asks for
+  TokenIds pad_token_id{{0}};
 
   static constexpr const char* model_type = "deberta-v2";
   static constexpr const char* architecture = "DebertaV2ForMaskedLM";
   static constexpr bool causal = false;           // scored on each label where it stands
   static constexpr const char* base = "deberta";  // the prefix that files may lack
-  // Fields without an effect here; where the two sizes are not as usual, weights have other shapes.
-  static constexpr const char* inert[] = {"pooler_dropout", "pooler_hidden_act",   "pooler_hidden_size",
-                                          "cls_dropout",    "attention_head_size", "embedding_size"};
+  static constexpr const char* inert[] = {"pooler_dropout", "pooler_hidden_act", "pooler_hidden_size", "cls_dropout"};
   static constexpr const char* inert_tensors[] = {  // other heads', and copies of what is tied
       "position_ids",    "position_embeddings.weight", "decoder.weight", "decoder.bias",
       "lm_predictions.", "mask_predictions.",          "pooler."};
@@ -59,6 +59,9 @@ struct Config {  // where a file lacks a field, what Hugging Face takes; publish
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("legacy", legacy, "the head is cls.predictions; false: lm_predictions.lm_head, always tied");
     f("tie_word_embeddings", tie_word_embeddings, "use word_embeddings for the output, too");
+    f("embedding_size", embedding_size, "width of word_embeddings: only hidden_size is supported");
+    f("attention_head_size", attention_head_size, "width of a head: only hidden_size / heads is supported");
+    f("pad_token_id", pad_token_id, "token after the end of a text");
   }
 };
 
@@ -123,7 +126,7 @@ inline Tensor embed(const Config& c, Weights w, Tensor words, Tensor ids, Tensor
   const auto table = [&](const char* name, int64_t n) {
     return w[name]("weight", {n, c.hidden_size}, normal(c.initializer_range));
   };
-  Tensor x = gather(words, ids);
+  Tensor x = gather(words, ids, c.pad_token_id.first());
   if (c.position_biased_input) x = x + ctx.at_positions(table("position_embeddings", c.max_position_embeddings), ids);
   if (c.type_vocab_size > 0) x = x + ctx.at_types(table("token_type_embeddings", c.type_vocab_size));
   x = norm(c, w["LayerNorm"], x);
@@ -135,8 +138,13 @@ inline void check(const Config& c, Tensor ids) {
   if (c.position_biased_input && T > c.max_position_embeddings)
     fail("deberta_v2: expected at most max_position_embeddings = ", c.max_position_embeddings, " tokens, got ", T);
   if (C % H) fail("deberta_v2: num_attention_heads: expected a divisor of hidden_size = ", C, ", got ", H);
+  const auto only = [](const char* name, std::optional<int> value, int64_t expected) {
+    if (value && *value != expected) fail("deberta_v2: ", name, ": expected ", expected, ", got ", *value);
+  };
+  only("embedding_size", c.embedding_size, C), only("attention_head_size", c.attention_head_size, C / H);
   for (const std::string& type : c.pos_att_type)
-    if (type != "c2p" && type != "p2c") fail("deberta_v2: pos_att_type: expected c2p and p2c, got ", type);
+    if (!type.empty() && type != "c2p" && type != "p2c")
+      fail("deberta_v2: pos_att_type: expected c2p and p2c, got ", type);
   if (c.norm_rel_ebd != "none" && c.norm_rel_ebd != "layer_norm")
     fail("deberta_v2: norm_rel_ebd: expected none or layer_norm, got ", c.norm_rel_ebd);
   if (c.position_buckets == 1 || (c.position_buckets > most && T > c.position_buckets / 2 + 1))

@@ -104,12 +104,12 @@ inline Tensor absolute_positions(const Config& c, Tensor ids, const Context& ctx
 }
 
 inline Tensor embed(const Config& c, Weights w, Tensor words, Tensor ids, const Context& ctx) {  // (B, T, C)
-  Tensor x = gather(words, ids);
+  Tensor x = gather(words, ids, c.pad_token_id);
   if (c.token_dropout) x = x * rescale(c, ids, ctx);
   if (c.position_embedding_type == "absolute")
     x = x + gather(w["position_embeddings"]("weight", {c.max_position_embeddings, c.hidden_size},
                                             normal(c.initializer_range)),
-                   absolute_positions(c, ids, ctx));
+                   absolute_positions(c, ids, ctx), c.pad_token_id);
   return c.emb_layer_norm_before ? norm(c, w["layer_norm"], x) : x;
 }
 

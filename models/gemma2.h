@@ -110,7 +110,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Rotation turn = rotation(ctx.positions(ids), rope_frequencies(c.head_dim, c.rope_theta));
   const Weights base = w["model"];
   const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));
-  Tensor x = gather(embed_tokens, ids) * std::sqrt(double(C));  // (B, T, C)
+  Tensor x = gather(embed_tokens, ids, c.pad_token_id.first()) * std::sqrt(double(C));  // (B, T, C)
   for (int i = 0; i < c.num_hidden_layers; ++i) {
     const Checkpoint block = ctx.block(x);
     const Weights layer = base["layers"][i];

@@ -131,7 +131,7 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
   const Rotation turn = turns(c, ids, ctx, turned);
   const Weights base = w["model"];
   const Tensor embed_tokens = base["embed_tokens"]("weight", {V, C}, normal(c.initializer_range));
-  Tensor x = ctx.dropout(gather(embed_tokens, ids), c.embd_pdrop);  // (B, T, C)
+  Tensor x = ctx.dropout(gather(embed_tokens, ids, c.pad_token_id.first()), c.embd_pdrop);  // (B, T, C)
   for (int i = 0; i < c.num_hidden_layers; ++i) {
     const Checkpoint block = ctx.block(x);
     const Weights layer = base["layers"][i];

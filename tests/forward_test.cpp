@@ -532,6 +532,8 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"t5_v10", "tie_word_embeddings", false, "lm_head.weight: expected (160, 64), missing"},
       {"t5", "decoder_start_token_id", -1, "decoder_start_token_id: expected 0 or more, got -1"},
       {"deberta_v2", "num_attention_heads", 3, "num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
+      {"deberta_v2", "embedding_size", 32, "deberta_v2: embedding_size: expected 64, got 32"},
+      {"deberta_v2", "attention_head_size", 8, "deberta_v2: attention_head_size: expected 16, got 8"},
       {"deberta_v2", "pos_att_type", {"c2p", "p2p"}, "deberta_v2: pos_att_type: expected c2p and p2c, got p2p"},
       {"deberta_v2", "pos_att_type", "c2p|p2p", "deberta_v2: pos_att_type: expected c2p and p2c, got p2p"},
       {"deberta_v2", "pos_att_type", 2, "pos_att_type: expected a list, got 2"},

@@ -34,6 +34,7 @@ struct Json;
 // The tokens that have a meaning, such as the end of a text: none, one, or several; null, a number or a list in files.
 struct TokenIds {
   std::vector<int> ids = {};
+  int first() const { return ids.empty() ? -1 : ids[0]; }  // -1: none
   bool operator==(const TokenIds&) const = default;
 };
 

@@ -235,7 +235,14 @@ class Sweep {
         return;
       }
       case Kind::gather:
-        if (needs(x[0])) terms_[size_t(x[0])].rows.push_back({at(x[1]), d});
+        if (const auto* still = std::get_if<uint64_t>(&node.detail); still && needs(x[0])) {
+          Shape each = at(x[1]).shape();
+          each.push_back(1);
+          const Tensor moves = where(equal(reshape(at(x[1]), each), double(*still)), 0, d);
+          terms_[size_t(x[0])].rows.push_back({at(x[1]), moves});
+        } else if (needs(x[0])) {
+          terms_[size_t(x[0])].rows.push_back({at(x[1]), d});
+        }
         return;
       case Kind::scatter:
         if (needs(x[1])) add(x[1], reshape(gather(d, at(x[0])), graph_.node(x[1]).shape));

@@ -573,7 +573,7 @@ Tensor matmul(Tensor a, Tensor b) {
   return graph.append({Kind::matmul, result, std::move(shape), {a.id(), b.id()}, {}});
 }
 
-Tensor gather(Tensor table, Tensor ids) {
+Tensor gather(Tensor table, Tensor ids, int64_t still) {
   Graph& graph = common_graph("gather", std::array{table, ids});
   if (table.rank() != 2 || ids.dtype() != Dtype::i32)
     fail("gather: ", to_string(table.shape()), " and ", to_string(ids.shape()),
@@ -581,7 +581,9 @@ Tensor gather(Tensor table, Tensor ids) {
   Shape shape = ids.shape();
   shape.push_back(table.size(1));
   const Dtype type = table.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-  return graph.append({Kind::gather, type, std::move(shape), {contiguous(table).id(), contiguous(ids).id()}, {}});
+  TensorNode node{Kind::gather, type, std::move(shape), {contiguous(table).id(), contiguous(ids).id()}, {}};
+  if (still >= 0) node.detail = uint64_t(still);
+  return graph.append(std::move(node));
 }
 
 Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths, Tensor starts, KeyValues cache,

@@ -285,6 +285,7 @@ std::map<std::string, Model::ResultOf<T>> Model::results(const Inputs& inputs, b
       if (bad != values.end())
         fail(name, ": expected finite weights, got ", *bad, " at element ", bad - values.begin());
     }
+    fail("logits: expected numbers, got NaN, though all weights are finite");
   }
   return results;
 }
