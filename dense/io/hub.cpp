@@ -21,7 +21,7 @@ static std::filesystem::path cache() {
 }
 
 std::filesystem::path find_model(const std::string& model) {
-  if (const auto trained = std::filesystem::path(model) / "model"; std::filesystem::exists(trained / "config.json"))
+  if (auto trained = std::filesystem::path(model) / "model"; std::filesystem::exists(trained / "config.json"))
     return trained;
   if (std::filesystem::is_directory(model)) return model;
   const bool is_path = model.starts_with('.') || model.starts_with('/') || model.ends_with('/');

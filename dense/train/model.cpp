@@ -520,14 +520,14 @@ std::map<std::string, Model::Multiplier> Model::multipliers() {
     const bool experts = product.kind == Kind::expert_matmul;
     if (product.kind != Kind::matmul && !experts) continue;
     const size_t first = experts ? 2 : 1;
-    const auto rows = double(count_of(product.shape) / product.shape.back());
+    const int64_t rows = count_of(product.shape) / product.shape.back();
     for (size_t i = first; i < product.operands.size(); ++i) {
       const TensorNode& weights = r.graph.node(product.operands[i]);
       const bool is_view = weights.kind == Kind::view;
       const TensorNode& base = is_view ? r.graph.node(weights.operands[0]) : weights;
       if (base.kind == Kind::input && base.shape.size() == 2)
         result[base.name] = {is_view && std::get<View>(weights.detail).strides[0] == 1,
-                             experts ? rows / double(product.operands.size() - first) : 1};
+                             experts ? double(rows) / double(product.operands.size() - first) : 1};
     }
   }
   return result;
