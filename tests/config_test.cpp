@@ -345,6 +345,15 @@ TEST(Config, RopeParametersOfNewerFilesAreReadAsOlderOnesSpellThem) {
   "model_type": "m"
 }
 )");
+  read_config(folder.write("c", R"({"rope_theta": 2, "rope_scaling": null,
+    "rope_parameters": {"rope_theta": 2.0, "rope_type": "linear"}})"),
+              rope, warn);
+  EXPECT_EQ(rope.rope_theta, 2);
+  EXPECT_EQ(rope.type, "linear");
+  const std::string both = folder.write("b", R"({"rope_theta": 2, "rope_parameters": {"rope_theta": 3}})");
+  EXPECT_EQ(error_of([&] { read_config(both, rope, warn); }),
+            both + ": rope_theta: expected 3 as in rope_parameters, got 2");
+  rope.rope_theta = 5e5;
   // by kind of layer: nothing that this page could know
   read_config(folder.write("c", R"({"rope_parameters": {"full_attention": {"rope_theta": 2.0}}})"), rope, warn);
   EXPECT_EQ(rope.rope_theta, 5e5);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <string_view>
 
@@ -31,8 +32,9 @@ constexpr std::string_view never_matter[] = {
 };
 
 // Since its version 5 transformers writes rope_theta, partial_rotary_factor and rope_scaling as one object,
-// rope_parameters. (Where that holds more objects, a page must know what they are.)
-void split_rope_parameters(Json& root) {
+// rope_parameters. (Where that holds more objects, a page must know what they are.) Throws Error where the file says
+// otherwise in the old place.
+void split_rope_parameters(Json& root, const std::string& file) {
   const auto is = [](const Json& item) { return item.name == "rope_parameters" && item.kind == Json::object; };
   const auto found = std::ranges::find_if(root.items, is);
   const auto is_object = [](const Json& item) { return item.kind == Json::object; };
@@ -40,7 +42,13 @@ void split_rope_parameters(Json& root) {
   Json scaling = std::move(*found);
   root.items.erase(found);
   const auto add = [&](Json item) {
-    if (!root.find(item.name)) root.items.push_back(std::move(item));
+    Json* const old = root.find(item.name);
+    if (!old) return root.items.push_back(std::move(item));
+    if (old->kind == Json::null) return void(*old = std::move(item));
+    const auto value = [](const Json& json) { return std::strtod(json.text.c_str(), nullptr); };
+    const bool number = item.kind == Json::number && old->kind == Json::number;
+    if (number ? value(item) != value(*old) : to_text(item) != to_text(*old))
+      fail(file, ": ", item.name, ": expected ", shown(item), " as in rope_parameters, got ", shown(*old));
   };
   const auto apart = [](const Json& item) { return item.name == "rope_theta" || item.name == "partial_rotary_factor"; };
   for (const Json& item : scaling.items)
@@ -181,7 +189,7 @@ void find_unknown(const Json& object, const std::string& prefix, const std::vect
 Json read_object(const fs::path& file) {
   Json root = parse_json(read_file(file), file.string());
   if (root.kind != Json::object) fail(file.string(), ": expected an object, got ", shown(root));
-  split_rope_parameters(root);
+  split_rope_parameters(root, file.string());
   return root;
 }
 
