@@ -161,12 +161,12 @@ TEST(Model, CountsItsParameters) { EXPECT_EQ(Model(cli::page_of("microgpt"), 1).
 // As PyTorch has it of the row that stands for padding.
 TEST(Model, ARowThatIsStillHasNoGradientButThatOfOtherUses) {
   Graph graph(1);
-  const Tensor table = graph.input({3, 2}), ids = graph.input({4}, Dtype::i32), weight = graph.input({4, 2});
-  ids.set({1, 2, 1, 0});
+  const Tensor table = graph.input({3, 2}), rows = graph.input({4}, Dtype::i32), weight = graph.input({4, 2});
+  rows.set({1, 2, 1, 0});
   weight.set({1.f, 2.f, 3.f, 4.f, 5.f, 6.f, 7.f, 8.f});
-  const Tensor x = gather(table, ids, 1), y = sum(x * weight) + sum(slice(table, 0, 1, 2)) * 10;
+  const Tensor x = gather(table, rows, 1), y = sum(x * weight) + sum(slice(table, 0, 1, 2)) * 10;
   EXPECT_EQ(grad(y, {table})[0].value(), (std::vector<float>{7, 8, 10, 10, 3, 4}));
-  EXPECT_EQ(grad(sum(gather(table, ids) * weight), {table})[0].value(), (std::vector<float>{7, 8, 6, 8, 3, 4}));
+  EXPECT_EQ(grad(sum(gather(table, rows) * weight), {table})[0].value(), (std::vector<float>{7, 8, 6, 8, 3, 4}));
 }
 
 // With a probability so small that nothing is dropped, the weights are those of the fused kernel.
