@@ -26,6 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 
 started = []
+save = {"save.every": 5, "save.keep": 1_000_000}  # so that what a test waits for is there whenever it looks
 
 
 def start(ranks, config):
@@ -107,7 +108,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_bits():
 
 def test_a_signal_to_one_of_them_saves_and_stops_all():
     for rank in 0, 1:
-        process = start(2, {**small, "steps": 1_000_000_000, "save.every": 5, "evaluate.every": 0, "out": f"r{rank}"})
+        process = start(2, {**small, "steps": 1_000_000_000, **save, "evaluate.every": 0, "out": f"r{rank}"})
         wait_for(f"r{rank}/checkpoints/step-00000005", process)
         os.kill(pids(process)[rank], signal.SIGUSR1)
         _, err = process.communicate(timeout=100)
@@ -118,7 +119,7 @@ def test_a_signal_to_one_of_them_saves_and_stops_all():
 
 
 def test_a_lost_rank_ends_all_and_the_last_checkpoint_stays_good():
-    config = {**small, "steps": 400, "save.every": 5}
+    config = {**small, "steps": 400, **save}
     train(1, {**config, "out": "a"})
     for lost in 1, 0:
         process = start(2, {**config, "out": f"b{lost}"})

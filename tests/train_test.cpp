@@ -169,7 +169,8 @@ TEST_F(Train, KeepsTheLastCheckpointsAndTheBest) {
 }
 
 TEST_F(Train, GoesOnWhereNothingCanBeSavedAndKeepsWhatThereIs) {
-  Process process(folder, small + Args{"--steps", "2000000000", "--save.every", "20", "--out", "r"});
+  Process process(folder,
+                  small + Args{"--steps", "2000000000", "--save.every", "20", "--save.keep", "1000000", "--out", "r"});
   while (!fs::exists(folder / "r/checkpoints/step-00000020")) std::this_thread::sleep_for(1ms);
   fs::rename(folder / "r/checkpoints", folder / "r/kept");
   write("r/checkpoints", "not a folder");
