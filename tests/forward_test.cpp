@@ -773,8 +773,8 @@ TEST_F(Forward, PaddingInFrontIsTheSameAsOtherPositions) {
     const Ids text(tokens.begin(), tokens.begin() + 14);
     Ids padded(23, 5), mask(23, 0), far(14), near(23, 0);
     for (size_t t = 0; t < 14; ++t) {
-      padded[t + 6] = text[t], mask[t + 6] = 1;
-      far[t] = int64_t(t) + 6, near[t + 6] = int64_t(t);
+      padded[t + 7] = text[t], mask[t + 7] = 1;
+      far[t] = int64_t(t) + 7, near[t + 7] = int64_t(t);
     }
     const auto logits = [&](const std::vector<StoredTensor>& given) {
       outputs(fixture(name), write_inputs(folder, given), {});
@@ -782,7 +782,7 @@ TEST_F(Forward, PaddingInFrontIsTheSameAsOtherPositions) {
     };
     const auto real = [](const std::vector<float>& x) {
       const auto each = std::ptrdiff_t(x.size() / 23);
-      return std::vector<float>(x.begin() + 6 * each, x.begin() + 20 * each);
+      return std::vector<float>(x.begin() + 7 * each, x.begin() + 21 * each);
     };
     const StoredTensor in_row = ids(padded, {1, 23}), which = ids(mask, {1, 23}, "attention_mask");
     EXPECT_EQ(real(logits({in_row, which})), logits({ids(text, {1, 14}), ids(far, {1, 14}, "position_ids")}));

@@ -135,8 +135,20 @@ HWY_INLINE hn::Vec<D> first_of(D d, const hn::TFromD<D>* x, int64_t count, hn::V
   return hn::IfThenElse(hn::FirstN(d, size_t(count)), hn::LoadU(d, x), rest);
 }
 
-// Four sums side by side, added up at the end. Which one an element is part of depends on its place alone: zeros behind a
-// row change no bit of its sum.
+// The upper half of the lanes is added to the lower one, until one is left. Highway's emulated vectors would add one lane
+// after the other.
+template <class D>
+HWY_INLINE hn::TFromD<D> sum_of_halves(D d, hn::Vec<D> v) {
+  if constexpr (HWY_TARGET != HWY_EMU128) return hn::GetLane(hn::SumOfLanes(d, v));
+  HWY_ALIGN hn::TFromD<D> lane[hn::MaxLanes(D())];
+  hn::Store(v, d, lane);
+  for (size_t half = hn::Lanes(d) / 2; half > 0; half /= 2)
+    for (size_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+// As many sums as four vectors have lanes, added up by halves. Which one an element is part of depends on its place alone:
+// zeros behind a row change no bit of its sum. Nor do zeros in front: the sums move round, and halves are the same again.
 template <class T>
 void row_sum(const T* x, int64_t rows, int64_t columns, T* y) {
   const hn::ScalableTag<T> d;
@@ -155,7 +167,7 @@ void row_sum(const T* x, int64_t rows, int64_t columns, T* y) {
       i += n;
     };
     add_rest(s0), add_rest(s1), add_rest(s2), add_rest(s3);
-    y[r] = hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
+    y[r] = sum_of_halves(d, hn::Add(hn::Add(s0, s2), hn::Add(s1, s3)));
   }
 }
 
