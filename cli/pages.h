@@ -6,6 +6,8 @@
 namespace dense::cli {
 
 std::vector<Page> pages();  // cli/pages.cpp, or the one page of ./run --page
+// The text of models/FILE.h as it was built; made by CMakeLists.txt.
+std::string_view page_source(std::string_view file);
 
 // By Hugging Face's model_type; the first one by no name. Throws Error that lists them all for one that is not there.
 Page page_of(const std::string& model_type);

@@ -13,6 +13,7 @@
 #include "cli/pages.h"
 #include "dense/io/safetensors.h"
 #include "dense/train/data.h"
+#include "dense/train/trainer.h"
 #include "tests/errors.h"
 #include "tests/process.h"
 
@@ -413,6 +414,32 @@ TEST_F(Train, LinesAreDocumentsInAnotherOrder) {
 }
 
 // ---- records
+
+std::string source_of(const std::string& model_type) {
+  std::string file = model_type + ".h";
+  std::ranges::replace(file, '-', '_');
+  return contents(fs::path(DENSE_SOURCE_DIR) / "models" / file);
+}
+
+TEST_F(Train, ARunKeepsTheSourceOfItsPage) {
+  for (const Page& page : cli::pages()) EXPECT_TRUE(page.source == source_of(page.model_type)) << page.model_type;
+  ASSERT_EQ(train({"--steps", "1", "--out", "r", "--model_type", "gpt2"}).exit_code, 0);
+  EXPECT_EQ(contents(folder / "r/page.h"), source_of("gpt2"));
+  EXPECT_FALSE(contains(run({"train", "--resume", "r", "--steps", "2"}).err, "page.h"));
+
+  write("r/page.h", "another page");
+  const Outcome outcome = run({"train", "--resume", "r", "--steps", "3"});
+  EXPECT_TRUE(contains(outcome.err, "r: page.h: the page has changed since")) << outcome.err;
+  EXPECT_EQ(contents(folder / "r/page.h"), source_of("gpt2"));
+
+  Page own = cli::page_of("gpt2");  // as a program of somebody's own has it
+  set_fields(folder / "r/model/config.json", own.fields, own.inert, {});
+  own.source = {};
+  TrainConfig config;
+  config.out = folder / "r", config.time = 8, config.data.path = folder / "names.txt";
+  Trainer(own, config, {}, true);
+  EXPECT_FALSE(fs::exists(folder / "r/page.h")) << "it is another page's";
+}
 
 TEST_F(Train, SourcesThatAreNotUtf8AreRecorded) {
   if (std::system("command -v git >/dev/null") != 0) GTEST_SKIP() << "git is not installed";

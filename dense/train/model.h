@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dense/io/config.h"
@@ -32,6 +33,7 @@ struct Page {
     int32_t start, pad;  // the token that it begins with, and the one that it sees where a label is left out
   };
   std::function<Decoder()> decoder = {};  // of an encoder-decoder, which answers a text; none: it is none
+  std::string_view source = {};           // its text, as it was built; none: it is not known
   bool configured = false;                // its fields count where a folder's config.json says otherwise
   bool causal = false;  // labels are the tokens themselves, and each place is scored on the one that comes next
   bool generates() const { return causal || decoder; }

@@ -1,5 +1,6 @@
 // What a run leaves to be looked at, in its folder:
 //   config.json      everything that was asked for, defaults included
+//   page.h           the source of the page that was trained, as it was built
 //   metrics.jsonl    {"step": 1, "loss": 5.54, "norm": 1.2, "lr": 0.0003, "tokens_per_second": 9000}, a line a step
 //   events.out.tfevents.*    the same for TensorBoard
 //   report.html      what there is to see, rewritten every few seconds

@@ -181,6 +181,13 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   model.name = "model";
   json.items.push_back(std::move(model));
   write_file(run / "config.json", to_text(json, 2) + "\n");
+  if (const fs::path source = run / "page.h"; !page.source.empty()) {
+    if (resume && warn && fs::exists(source) && read_file(source) != page.source)
+      warn(text("out: ", c.out, ": page.h: the page has changed since this run last took a step"));
+    write_file(source, page.source);
+  } else {
+    fs::remove(source, error);  // which another page left
+  }
   records_ = std::make_unique<Records>(run, step(), c.command);
 }
 

@@ -43,6 +43,8 @@ def test_a_run_has_the_bits_that_the_command_gives_it(more):
     m = dense.train(config(out="a", **more))
     Path("c.json").write_text(json.dumps(config(out="b", **more)))
     subprocess.run([command, "train", "--config", "c.json"], check=True, stderr=subprocess.PIPE)
+    page = Path(__file__).parents[2] / f"models/{more.get('model_type', 'gpt2')}.h"
+    assert Path("a/page.h").read_text() == Path("b/page.h").read_text() == page.read_text()
     dense.train(Path("a/config.json"), resume=True)  # has nothing left to do
     assert weights("a") == weights("b")
     a, b = json.loads(Path("a/config.json").read_text()), json.loads(Path("b/config.json").read_text())
