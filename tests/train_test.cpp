@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "cli/pages.h"
+#include "dense/io/files.h"
 #include "dense/io/safetensors.h"
 #include "dense/train/data.h"
 #include "dense/train/trainer.h"
@@ -146,6 +147,38 @@ TEST_F(Train, SignalsSaveAndHaveTheirOwnExitCodes) {
     EXPECT_TRUE(fs::exists(folder / "r/model/model.safetensors"));
     fs::remove_all(folder / "r");
   }
+}
+
+TEST_F(Train, ARunHasOneTrainerAtATime) {
+  const Args endless = {"--steps", "2000000000", "--save.every", "5", "--out", "r"};
+  Process first(folder, small + endless);
+  while (!fs::exists(folder / "r/checkpoints/step-00000005")) std::this_thread::sleep_for(1ms);
+  const auto refused = [&](const Args& call) {
+    const Outcome outcome = run(call);
+    EXPECT_EQ(outcome.exit_code, 2);
+    return outcome.err;
+  };
+  EXPECT_EQ(refused({"train", "--resume", "r"}), "dense train: out: r: another process trains this run\n");
+  EXPECT_EQ(refused(small + endless),
+            "dense train: out: r: holds a run already; resume it, or choose another folder\n");
+  first.send(SIGKILL);
+  first.wait();
+  Process second(folder, {"train", "--resume", "r"});
+  while (!contains(second.err(), "resumed after step")) std::this_thread::sleep_for(1ms);
+  second.send(SIGTERM);
+  EXPECT_EQ(second.wait(), 128 + SIGTERM) << second.err();
+}
+
+// Of runs that begin at the same time one is made.
+TEST_F(Train, ARunIsBegunOnce) {
+  TrainConfig config;
+  config.out = folder / "r", config.time = 8, config.data.path = folder / "names.txt";
+  Page page = cli::page_of("microgpt");
+  make_small(page);
+  fs::create_directory(folder / "r");
+  const std::shared_ptr<void> lock = lock_file(folder / "r/.lock");
+  EXPECT_TRUE(contains(error_of([&] { Trainer(page, config, {}); }), "r: another process trains this run"));
+  EXPECT_FALSE(fs::exists(folder / "r/config.json"));
 }
 
 TEST_F(Train, KeepsTheLastCheckpointsAndTheBest) {

@@ -1,6 +1,7 @@
 #include "dense/io/files.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -98,6 +99,13 @@ void write_file(const fs::path& file, size_t parts, const std::function<std::spa
 void write_file(const fs::path& file, std::string_view text) {
   const std::span<const std::byte> part = std::as_bytes(std::span(text));
   write_file(file, {&part, 1});
+}
+
+std::shared_ptr<void> lock_file(const fs::path& file) {
+  File opened(std::fopen(file.c_str(), "ae"));  // e: programs that are started from here do not have it
+  if (!opened) fail_to("write", file);
+  if (flock(fileno(opened.get()), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return nullptr;
+  return opened;
 }
 
 }  // namespace dense

@@ -34,4 +34,8 @@ void write_file(const std::filesystem::path& file, std::string_view text);
 void write_file(const std::filesystem::path& file, size_t parts,
                 const std::function<std::span<const std::byte>(size_t)>& part);
 
+// Takes a file, which is made where there is none, for this process alone while a copy of the result lives, however the
+// process ends; none where somebody has it. Where the file system knows of no locks, nobody ever has.
+std::shared_ptr<void> lock_file(const std::filesystem::path& file);
+
 }  // namespace dense

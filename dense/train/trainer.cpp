@@ -126,12 +126,20 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   if (const auto n = unsigned(ranks.size()); !std::has_single_bit(n) || c.parts % int(n) != 0)
     fail("ranks: expected a power of two that divides parts = ", c.parts, ", got ", n);
   const bool writes = ranks.rank() == 0 && !c.out.empty();
-  const std::vector<std::pair<int64_t, fs::path>> checkpoints = checkpoints_in(c.out);
   const fs::path run = c.out;
+  const auto expect_no_run = [&] {
+    if (fs::exists(run / "config.json") || !checkpoints_in(run).empty())
+      fail("out: ", c.out, ": holds a run already; resume it, or choose another folder");
+  };
+  const auto lock = [&] {
+    lock_ = lock_file(run / ".lock");
+    if (!lock_) fail("out: ", c.out, ": another process trains this run");
+  };
   if (!c.out.empty() && fs::exists(run) && !fs::is_directory(run)) fail("out: ", c.out, ": expected a folder");
-  if (!resume && writes && (fs::exists(run / "config.json") || !checkpoints.empty()))
-    fail("out: ", c.out, ": holds a run already; resume it, or choose another folder");
+  if (!resume && writes) expect_no_run();
   if (resume && !fs::exists(run / "config.json")) fail("resume: ", c.out, ": expected a run's folder");
+  if (resume && writes) lock();
+  const std::vector<std::pair<int64_t, fs::path>> checkpoints = checkpoints_in(run);
   resume = resume && !checkpoints.empty();  // else it stopped before it had one, and begins anew
 
   page.configured = page.configured || resume;
@@ -175,6 +183,10 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   std::error_code error;
   fs::create_directories(run / "checkpoints", error);
   if (error) fail("out: ", c.out, ": ", error.message());
+  if (!lock_) {  // a new run, which somebody else may have begun meanwhile
+    lock();
+    expect_no_run();
+  }
   Json json = with_fields(Json{Json::object}, "config.json", config_fields(c), page.model_type);
   Json model = with_fields(Json{Json::object}, "config.json: model", page.fields, page.model_type);  // its nulls, too
   std::erase_if(model.items, [](const Json& item) { return item.name == "model_type"; });

@@ -143,6 +143,7 @@ class Trainer {
   Ranks ranks_;
   Data data_;
   std::unique_ptr<Model> model_;
+  std::shared_ptr<void> lock_;        // on the run's folder, where this process writes to it
   std::unique_ptr<Records> records_;  // none where nothing is kept
   std::optional<Tokenizer> tokenizer_;
   std::optional<int32_t> mask_;           // of pages that fill in what is hidden
