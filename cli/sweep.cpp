@@ -53,7 +53,7 @@ struct Run {
   std::string name;
   fs::path folder;
   int steps, threads;
-  Json config;
+  Json config, whole;  // what is written, and that with all fields of the model
   State state = {};
 };
 
@@ -123,6 +123,8 @@ Run planned(const Json& base, const std::string& file,
   for (const auto& [name, value] : overrides) {
     const ConfigField& field = field_named(fields, name);
     if (field.name == "out") fail("out: expected to be given as --out");
+    if (std::ranges::find(changed, field.name) != changed.end())
+      fail(field.name, ": expected its values once, got them twice");
     flags_of({field})[0].set(value);
     const bool is_short = fields_named(fields, last_part(field.name)).size() == 1 &&
                           fields_named(fields, last_part(field.name))[0] == &field;
@@ -131,9 +133,10 @@ Run planned(const Json& base, const std::string& file,
     changed.push_back(field.name);
   }
   std::ranges::replace(folder, '/', '_');
-  Run run{folder, out / folder, config.steps, config.threads, {}};
+  Run run{folder, out / folder, config.steps, config.threads, {}, {}};
   config.model_type = page.model_type;
   config.out = run.folder.string();
+  run.whole = with_fields(Json{Json::object}, file, fields, page.model_type);
   std::erase_if(fields, [&](const ConfigField& field) {
     return field.name.starts_with("model.") && !mentions(base, field.name) &&
            std::ranges::find(changed, field.name) == changed.end();
@@ -160,17 +163,27 @@ std::vector<Run> plan(const std::string& base_file, const std::vector<Override>&
   return runs;
 }
 
-// The first field in which a run that there is differs from the one planned; none where what differs is of no matter,
-// or was filled in when it began.
-std::string difference(const Json& planned, const Json& stored) {
-  for (const Json& item : planned.items) {
-    const Json* other = stored.find(item.name);
-    if (item.name == "threads" || item.name == "out" || (item.kind == Json::string && item.text.empty())) continue;
-    if (!other) return item.name;
-    if (item.kind == Json::object) {
-      if (const std::string inner = difference(item, *other); !inner.empty()) return item.name + "." + inner;
-    } else if (to_text(item) != to_text(*other)) {
-      return item.name + " = " + shown(*other) + " instead of " + shown(item);
+// The first field in which a run that there is differs from what it would be now; none where what differs is of no
+// matter, or is filled in when it begins: what the data says, and in a run that has yet to begin what nobody chose.
+std::string difference(const Json& now, const Json& then, const Json& chosen) {
+  static const Json nothing{Json::object};
+  const auto part = [](const Json& object, const std::string& name) -> const Json& {
+    const Json* found = object.find(name);
+    return found && found->kind == Json::object ? *found : nothing;
+  };
+  const auto value = [](const Json* json) { return json && json->kind != Json::null ? to_text(*json) : "none"; };
+  std::vector<std::string> names;
+  for (const Json& item : now.items) names.push_back(item.name);
+  for (const Json& item : then.items)
+    if (!now.find(item.name)) names.push_back(item.name);
+  for (const std::string& name : names) {
+    const Json *a = now.find(name), *b = then.find(name);
+    if (name == "threads" || name == "out") continue;
+    if ((a ? a : b)->kind == Json::object) {
+      const std::string inner = difference(part(now, name), part(then, name), part(chosen, name));
+      if (!inner.empty()) return name + "." + inner;
+    } else if (value(a) != value(b) && !(is_from_data(name) && value(a) == "0") && (b || chosen.find(name))) {
+      return name + " = " + value(b) + " instead of " + value(a);
     }
   }
   return "";
@@ -365,7 +378,7 @@ int sweep_command(const Call& call) {
   for (Run& run : runs) {
     run.state = state_of(run);
     if (!fs::exists(run.folder / "config.json")) continue;
-    const std::string differs = difference(run.config, read_object(run.folder / "config.json"));
+    const std::string differs = difference(run.whole, read_object(run.folder / "config.json"), run.config);
     if (!differs.empty()) fail(run.folder.string(), ": holds a run with ", differs, "; choose another --out");
   }
   if (config.dry_run) {

@@ -133,6 +133,8 @@ TEST_F(Sweep, RefusesWhatItCannotTell) {
   expect_refused({"base.json", "n_layer"}, "expected FIELD=VALUE,..., got n_layer");
   expect_refused({"base.json", "n_layer=1,,2"}, "n_layer: expected values with commas between them, got n_layer=1,,2");
   expect_refused({"base.json", "out=a,b"}, "out: expected to be given as --out");
+  expect_refused({"base.json", "lr=1e-3", "seed=1", "optimizer.lr=1e-4"},
+                 "optimizer.lr: expected its values once, got them twice");
   expect_refused({"base.json"}, "expected FIELD=VALUE,...");
   expect_refused({"none.json", "n_layer=1"}, "none.json: cannot open");
   ASSERT_EQ(run({"sweep", "base.json", "seed=1", "--out", "s"}).exit_code, 0);
@@ -141,6 +143,33 @@ TEST_F(Sweep, RefusesWhatItCannotTell) {
   write("base.json", other.dump());
   expect_refused({"base.json", "seed=1", "--out", "s"},
                  "s/seed=1: holds a run with steps = 20 instead of 21; choose another --out");
+}
+
+TEST_F(Sweep, RunsOfAnotherBaseAreNotTakenForItsOwn) {
+  const Args call = {"base.json", "seed=1", "--out", "s"};
+  ASSERT_EQ(run(Args{"sweep"} + call).exit_code, 0);
+  const auto is_refused = [&](const char* place, const json& value, const std::string& says) {
+    json other = base;
+    if (value.is_null()) other = other.flatten(), other.erase(place), other = other.unflatten();
+    else other[json::json_pointer(place)] = value;
+    write("base.json", other.dump());
+    expect_refused(call, "s/seed=1: holds a run with " + says + "; choose another --out");
+  };
+  is_refused("/steps", 21, "steps = 20 instead of 21");
+  is_refused("/model/n_embd", nullptr, "model.n_embd = 16 instead of 128");
+  is_refused("/model/n_head", 2, "model.n_head = 4 instead of 2");
+  is_refused("/model/vocab_size", 300, "model.vocab_size = 256 instead of 300");
+  is_refused("/data/path", nullptr, "data.path = \"names.txt\" instead of \"\"");
+  is_refused("/data/seed", 3, "data.seed = none instead of 3");
+  is_refused("/model_type", "microgpt", "model_type = \"gpt2\" instead of \"microgpt\"");
+  json seeded = base;
+  seeded["data"]["seed"] = 3;
+  write("base.json", seeded.dump());
+  ASSERT_EQ(run({"sweep", "base.json", "seed=1", "--slurm", "--out", "t"}).exit_code, 0);  // which begins nothing
+  EXPECT_EQ(run({"sweep", "base.json", "seed=1", "--dry-run", "--out", "t"}).out, "seed=1: new\n");
+  write("base.json", base.dump());
+  expect_refused({"base.json", "seed=1", "--out", "t"}, "t/seed=1: holds a run with data.seed = 3 instead of none");
+  EXPECT_EQ(run({"sweep", "base.json", "seed=1", "--dry-run", "--out", "s"}).exit_code, 0);
 }
 
 TEST_F(Sweep, PagesAreValuesAsOthersAre) {

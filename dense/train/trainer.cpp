@@ -82,6 +82,12 @@ std::vector<ConfigField> run_fields(TrainConfig& config, const Page& page) {
   return fields;
 }
 
+bool is_from_data(const std::string& field) {
+  for (const char* size : {"vocab_size", "n_positions", "block_size", "max_position_embeddings"})
+    if (field == size) return true;
+  return false;
+}
+
 void make_small(const Page& page) {
   for (const ConfigField& field : page.fields)
     if (auto* const value = std::get_if<int*>(&field.value)) {
@@ -89,7 +95,7 @@ void make_small(const Page& page) {
         if (std::ranges::any_of(names, [&](const char* name) { return field.name == name; }))
           **value = std::min(**value, most);
       };
-      at_most(0, {"vocab_size", "n_positions", "block_size", "max_position_embeddings"});
+      if (is_from_data(field.name)) **value = std::min(**value, 0);
       at_most(4, {"n_layer", "num_hidden_layers", "num_layers", "n_head", "num_attention_heads", "num_heads"});
       at_most(128, {"n_embd", "hidden_size", "d_model"});
       at_most(352, {"intermediate_size", "d_ff"});
@@ -154,8 +160,7 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   for (const ConfigField& field : page.fields)
     if (auto* const value = std::get_if<int*>(&field.value); value && **value == 0) {
       if (field.name == "vocab_size") **value = int(data_.vocabulary);
-      for (const char* longest : {"n_positions", "block_size", "max_position_embeddings"})
-        if (field.name == longest) **value = c.time + (page.causal ? 0 : 8);  // some begin behind a padding token
+      else if (is_from_data(field.name)) **value = c.time + (page.causal ? 0 : 8);  // some begin behind a padding token
     }
   const int threads = c.threads > 0 ? c.threads : ranks.threads();
   model_ = companions_.empty() ? std::make_unique<Model>(page, threads, uint64_t(c.seed))

@@ -82,6 +82,7 @@ std::vector<ConfigField> run_fields(TrainConfig& config, const Page& page);
 // A page's config small enough to be tried at once, without tokens of a meaning. Sizes of 0 become what the data asks
 // for: of the vocabulary, of the longest sequence.
 void make_small(const Page& page);
+bool is_from_data(const std::string& field);  // whether it is such a size
 
 class Trainer {
  public:
