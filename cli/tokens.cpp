@@ -36,7 +36,7 @@ int tokens_command(const Call& call) {
   std::string path, out;
   if (!parse_flags(config, call,
                    "Writes a text, or all texts in a folder, as tokens that `dense train` reads without delay and\n"
-                   "without holding them in memory: tokens-00000.safetensors, ..., and their tokenizer.json.",
+                   "without holding them in memory: tokens-00001-of-00004.safetensors, ..., and their tokenizer.json.",
                    call.program + " stories.txt stories --tokenizer gpt2 --documents lines",
                    {{"PATH", &path}, {"OUT", &out}}))
     return 0;
@@ -59,7 +59,7 @@ int tokens_command(const Call& call) {
     std::vector<uint32_t> ids;
     std::vector<int64_t> begins;
     const auto write = [&] {
-      write_tokens(draft / fmt::format("tokens-{:05}.safetensors", shards++), ids, begins);
+      write_tokens(draft / std::to_string(shards++), ids, begins);
       say("{} tokens\n", with_commas(tokens));
       ids.clear(), begins.clear();
     };
@@ -72,6 +72,7 @@ int tokens_command(const Call& call) {
     });
     if (!ids.empty()) write();
     if (tokens == 0 && !stop_signal()) fail(path, ": expected text, got none");
+    for (int i = 0; i < shards; ++i) fs::rename(draft / std::to_string(i), draft / shard_name(i, shards));
     if (!documents.tokenizer().empty()) write_file(draft / "tokenizer.json", documents.tokenizer());
     if (!stop_signal()) fs::rename(draft, folder);
   } catch (...) {

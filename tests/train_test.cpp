@@ -404,7 +404,7 @@ TEST_F(Train, TokensAreTrainedOnAsTheirTextIs) {
   for (const char* tokenizer : {"bytes", "characters"}) {
     const Outcome made = run({"tokens", "words", "t", "--tokenizer", tokenizer});
     ASSERT_EQ(made.exit_code, 0) << made.err;
-    const StoredTensors stored = read_safetensors(folder / "t/tokens-00000.safetensors");
+    const StoredTensors stored = read_safetensors(folder / "t/tokens-00001-of-00001.safetensors");
     EXPECT_EQ(stored.at("tokens").dtype, "U16");
     EXPECT_EQ(stored.at("tokens").shape, Shape{int64_t(names(30).size() + 21)});
     ASSERT_EQ(run(Args{"train", "--data.path", "t", "--out", "a"} + rest).exit_code, 0);
@@ -417,21 +417,47 @@ TEST_F(Train, TokensAreTrainedOnAsTheirTextIs) {
     for (const char* each : {"t", "a", "b"}) fs::remove_all(folder / each);
   }
   ASSERT_EQ(run({"tokens", "words", "t", "--documents", "lines", "--shard", "100"}).exit_code, 0);
-  EXPECT_TRUE(fs::exists(folder / "t/tokens-00004.safetensors"));
+  EXPECT_TRUE(fs::exists(folder / "t/tokens-00005-of-00007.safetensors"));
   ASSERT_EQ(run(Args{"train", "--data.path", "t", "--out", "a"} + rest).exit_code, 0);
   InFolder::expect_refused({"tokens", "words", "t"}, "t: exists already", "dense tokens");
-  expect_refused({"--data.path", "t/tokens-00001.safetensors"},
+  expect_refused({"--data.path", "t/tokens-00001-of-00007.safetensors"},
                  "expected a text or the folder of tokens that it is in");
-  fs::rename(folder / "t/tokens-00000.safetensors", folder / "kept");
-  expect_refused({"--data.path", "t"}, "t: tokens-00000.safetensors: missing");
-  fs::rename(folder / "kept", folder / "t/tokens-00000.safetensors");
-  write("t/tokens-00001.safetensors", contents(folder / "a/model/model.safetensors"));
-  expect_refused({"--data.path", "t"}, "t/tokens-00001.safetensors: tokens: expected a list of whole numbers, missing");
+  write("t/tokens-00002-of-00007.safetensors", contents(folder / "a/model/model.safetensors"));
+  expect_refused({"--data.path", "t"},
+                 "t/tokens-00002-of-00007.safetensors: tokens: expected a list of whole numbers, missing");
+}
+
+TEST_F(Train, TokensAreAllThere) {
+  ASSERT_EQ(run({"tokens", "names.txt", "t", "--documents", "lines", "--shard", "300"}).exit_code, 0);
+  const std::string first = "t/tokens-00001-of-00003.safetensors", last = "t/tokens-00003-of-00003.safetensors";
+  for (const std::string& file : {first, last}) {
+    fs::rename(folder / file, folder / "kept");
+    expect_refused({"--data.path", "t"}, file + ": missing");
+    fs::rename(folder / "kept", folder / file);
+  }
+  write("t/tokens-00001-of-00002.safetensors", contents(folder / first));
+  expect_refused({"--data.path", "t"}, "t: expected 3 files of tokens, got 4");
+  fs::rename(folder / "t/tokens-00001-of-00002.safetensors", folder / "t/tokens-00004.safetensors");
+  expect_refused({"--data.path", "t"},
+                 "t/tokens-00004.safetensors: expected a name that says how many files there are");
+}
+
+TEST_F(Train, TokensThatTheTokenizerDoesNotHaveAreNamedWithTheirFile) {
+  ASSERT_EQ(run({"tokens", "names.txt", "t", "--tokenizer", "characters"}).exit_code, 0);
+  const std::string file = "t/tokens-00001-of-00001.safetensors";
+  const std::string says = file + ": tokens: expected ids below 11, as the tokenizer has them, got ";
+  for (const auto& [id, shown] : {std::pair(11u, "11"), {~0u, "4294967295"}}) {
+    write_tokens(folder / file, std::vector<uint32_t>(64, id), std::vector<int64_t>{0});
+    const Outcome outcome =
+        run({"train", "--data.path", "t", "--steps", "1", "--time", "8", "--model.vocab_size", "300"});
+    EXPECT_EQ(outcome.exit_code, 2) << outcome.err;
+    EXPECT_TRUE(contains(outcome.err, says + shown + "\n")) << outcome.err;
+  }
 }
 
 TEST_F(Train, LinesAreDocumentsInAnotherOrder) {
   ASSERT_EQ(run({"tokens", "names.txt", "t", "--documents", "lines"}).exit_code, 0);
-  const StoredTensors stored = read_safetensors(folder / "t/tokens-00000.safetensors");
+  const StoredTensors stored = read_safetensors(folder / "t/tokens-00001-of-00001.safetensors");
   const std::vector<int32_t> ids = [&] {
     const auto bytes = stored.at("tokens").bytes;
     const std::span narrow(reinterpret_cast<const uint16_t*>(bytes.data()), bytes.size() / 2);

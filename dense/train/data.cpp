@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <charconv>
+#include <cstdio>
 #include <set>
 
 #include "dense/io/files.h"
@@ -39,7 +41,7 @@ void Tokens::add(std::vector<uint32_t> ids, std::vector<int64_t> documents) {
   add({{}, *owner, owner});
 }
 
-void Tokens::add_file(const fs::path& file) {
+void Tokens::add_file(const fs::path& file, int64_t vocabulary) {
   StoredTensors stored = read_safetensors(file);
   const auto take = [&](const char* name, std::initializer_list<const char*> types) {
     const auto found = stored.find(name);
@@ -58,8 +60,10 @@ void Tokens::add_file(const fs::path& file) {
       fail(file.string(), ": documents: expected rising places below ", count, ", got ", begin);
     documents_.push_back(size_ + (last = begin));
   }
-  if (tokens.dtype == "U16") add({{reinterpret_cast<const uint16_t*>(tokens.bytes.data()), count}, {}, tokens.owner});
-  else add({{}, {reinterpret_cast<const uint32_t*>(tokens.bytes.data()), count}, tokens.owner});
+  Part part{{}, {}, tokens.owner, file.string(), vocabulary};
+  if (tokens.dtype == "U16") part.narrow = {reinterpret_cast<const uint16_t*>(tokens.bytes.data()), count};
+  else part.wide = {reinterpret_cast<const uint32_t*>(tokens.bytes.data()), count};
+  add(std::move(part));
 }
 
 int64_t Tokens::windows(int64_t length) const {
@@ -74,7 +78,10 @@ void Tokens::window(int64_t number, int64_t length, std::span<int32_t> to) const
     if (number < here) {
       for (size_t i = 0; i < to.size(); ++i) {
         const size_t at = size_t(number * length) + i;
-        to[i] = int32_t(part.narrow.empty() ? part.wide[at] : part.narrow[at]);
+        const uint32_t id = part.narrow.empty() ? part.wide[at] : part.narrow[at];
+        if (id >= part.vocabulary)
+          fail(part.file, ": tokens: expected ids below ", part.vocabulary, ", as the tokenizer has them, got ", id);
+        to[i] = int32_t(id);
       }
       return;
     }
@@ -85,8 +92,10 @@ void Tokens::window(int64_t number, int64_t length, std::span<int32_t> to) const
 
 Tokens::Part Tokens::Part::slice(int64_t begin, int64_t end) const {
   const auto at = size_t(begin), n = size_t(end - begin);
-  if (narrow.empty()) return {{}, wide.subspan(at, n), owner};
-  return {narrow.subspan(at, n), {}, owner};
+  Part part = *this;
+  if (narrow.empty()) part.wide = wide.subspan(at, n);
+  else part.narrow = narrow.subspan(at, n);
+  return part;
 }
 
 std::pair<Tokens, Tokens> Tokens::split(double share) const {
@@ -122,6 +131,12 @@ void write_tokens(const fs::path& file, std::span<const uint32_t> ids, std::span
   };
   write_safetensors(file, std::array{tensor("tokens", fits ? "U16" : "U32", ids.size(), bytes),
                                      tensor("documents", "I64", documents.size(), std::as_bytes(documents))});
+}
+
+std::string shard_name(int64_t number, int64_t count) {
+  char name[96];
+  std::snprintf(name, sizeof name, "tokens-%05lld-of-%05lld.safetensors", number + 1LL, count + 0LL);
+  return name;
 }
 
 // ---- documents
@@ -183,6 +198,24 @@ std::vector<fs::path> files_in(const fs::path& path) {
   if (files.empty()) fail(path.string(), ": expected files, got an empty folder");
   std::ranges::sort(files);
   return files;
+}
+
+// The files of tokens in a folder, as many as their names say there are.
+std::vector<fs::path> shards_in(const fs::path& folder) {
+  std::vector<fs::path> found, all;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (holds_tokens(entry.path())) found.push_back(entry.path());
+  std::ranges::sort(found);
+  const std::string last = found.back().filename().string();
+  int64_t count = 0;
+  if (const size_t of = last.find("-of-"); of != last.npos) std::from_chars(&last[of + 4], &last.back(), count);
+  if (count < 1)
+    fail(found.back().string(), ": expected a name that says how many files there are, such as ", shard_name(0, 1));
+  for (int64_t i = 0; i < count; ++i)
+    if (!fs::exists(all.emplace_back(folder / shard_name(i, count)))) fail(all.back().string(), ": missing");
+  if (found.size() != all.size())
+    fail(folder.string(), ": expected ", all.size(), " files of tokens, got ", found.size());
+  return all;
 }
 
 }  // namespace
@@ -280,18 +313,14 @@ Data read_data(const DataConfig& config, std::string_view built_in, uint64_t see
   Data data;
   Tokens all;
   if (is_folder_of_tokens(config.path)) {
-    int shards = 0;
-    for (const fs::path& file : files_in(config.path)) {
-      if (!holds_tokens(file)) continue;
-      const std::string number = std::to_string(shards++);
-      const std::string expected = "tokens-" + std::string(5 - std::min<size_t>(5, number.size()), '0') + number;
-      if (file.stem() != expected) fail(config.path, ": ", expected, ".safetensors: missing");
-      all.add_file(file);
-    }
     const fs::path tokenizer = fs::path(config.path) / "tokenizer.json";
-    if (fs::exists(tokenizer)) data.tokenizer = read_file(tokenizer);
-    data.vocabulary =
-        data.tokenizer.empty() ? all.largest() + 1 : Tokenizer::parse(data.tokenizer, tokenizer.string()).size();
+    if (fs::exists(tokenizer)) {
+      data.tokenizer = read_file(tokenizer);
+      data.vocabulary = Tokenizer::parse(data.tokenizer, tokenizer.string()).size();
+    }
+    for (const fs::path& file : shards_in(config.path))
+      all.add_file(file, data.tokenizer.empty() ? INT64_MAX : data.vocabulary);
+    if (data.tokenizer.empty()) data.vocabulary = all.largest() + 1;
   } else {
     const Documents documents(config, built_in, seed);
     std::vector<uint32_t> ids;

@@ -21,12 +21,14 @@ class Tokens {
  public:
   // More tokens, and where documents begin among them.
   void add(std::vector<uint32_t> ids, std::vector<int64_t> documents);
-  // A file that write_tokens made, mapped. Throws Error for one that is none.
-  void add_file(const std::filesystem::path& file);
+  // A file that write_tokens made, mapped, whose ids are below `vocabulary`: those of a window are looked at when it is
+  // read, the others never. Throws Error for one that is none.
+  void add_file(const std::filesystem::path& file, int64_t vocabulary = INT64_MAX);
 
   int64_t size() const { return size_; }
   // Windows of `length` + 1 tokens, each of which begins with the last one of the window before; none spans two parts.
   int64_t windows(int64_t length) const;
+  // Throws Error, which names the file, for an id that the vocabulary does not have.
   void window(int64_t number, int64_t length, std::span<int32_t> to) const;
   // The first tokens, and the last ones: this share of all, or somewhat less, so that a document begins there. Where
   // there is but one document, it is cut.
@@ -38,6 +40,8 @@ class Tokens {
     std::span<const uint16_t> narrow = {};
     std::span<const uint32_t> wide = {};  // one of them is empty
     std::shared_ptr<const void> owner = {};
+    std::string file = {};
+    int64_t vocabulary = INT64_MAX;
     int64_t size() const { return int64_t(narrow.size() + wide.size()); }
     Part slice(int64_t begin, int64_t end) const;
   };
@@ -50,6 +54,8 @@ class Tokens {
 // Writes tokens as "tokens" (U16 if they fit, else U32) and where documents begin as "documents" (I64) in safetensors'
 // format.
 void write_tokens(const std::filesystem::path& file, std::span<const uint32_t> ids, std::span<const int64_t> documents);
+// The name of such a file where several make a whole, by its number, from 0, and how many there are.
+std::string shard_name(int64_t number, int64_t count);
 
 struct DataConfig {
   std::string path = {}, tokenizer = {}, documents = "files";
