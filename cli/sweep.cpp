@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -311,6 +312,16 @@ void write_table(std::vector<Run> runs, const fs::path& out) {
   write_file(out / "table.json", to_text({Json::object, "", "", {std::move(rows)}}, 2) + "\n");
 }
 
+// For lines that sbatch reads, which takes a character behind a backslash as it is; as shells do outside of quotes.
+std::string escaped(const std::string& text) {
+  std::string result;
+  for (char c : text) {
+    const bool plain = c < 0 || std::isalnum(uint8_t(c)) || std::strchr("/._-+=,:%@", c);
+    result += plain ? std::string(1, c) : std::string("\\") + c;
+  }
+  return result;
+}
+
 std::string quoted(const std::string& text) {
   std::string result = "'";
   for (char c : text) result += c == '\'' ? "'\\''" : std::string(1, c);
@@ -324,7 +335,9 @@ std::string sbatch_script(const std::vector<Run>& runs, const fs::path& out, int
   int count = 0;
   for (const Run& run : runs)
     if (run.state.status != "done") list += "  " + quoted(fs::absolute(run.folder).string()) + "\n", ++count;
-  const std::string name = fs::absolute(out).lexically_normal().filename().string();
+  const fs::path to = fs::absolute(out).lexically_normal();
+  std::string logs;  // in which sbatch fills in what begins with %
+  for (char c : to.string()) logs += c == '%' ? "%%" : std::string(1, c);
   return fmt::format(R"(#!/bin/bash
 #SBATCH --job-name={}
 #SBATCH --array=0-{}%{}
@@ -350,8 +363,8 @@ if [ "$code" = 138 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 5 ]; then
 fi
 exit "$code"
 )",
-                     name, count - 1, jobs, fs::absolute(out).string(), quoted(fs::current_path().string()), list,
-                     quoted(fs::read_symlink("/proc/self/exe").string()));
+                     escaped(to.filename().string()), count - 1, jobs, escaped(logs),
+                     quoted(fs::current_path().string()), list, quoted(fs::read_symlink("/proc/self/exe").string()));
 }
 
 }  // namespace
@@ -381,6 +394,8 @@ int sweep_command(const Call& call) {
     const std::string differs = difference(run.whole, read_object(run.folder / "config.json"), run.config);
     if (!differs.empty()) fail(run.folder.string(), ": holds a run with ", differs, "; choose another --out");
   }
+  if (config.slurm && fs::absolute(out).string().find_first_of("\\\n") != std::string::npos)
+    fail("--out: ", out.string(), ": expected a path without backslashes and ends of lines, which sbatch cannot have");
   if (config.dry_run) {
     for (const Run& run : runs) fmt::print("{}: {}\n", run.name, shown(run.state, run.steps));
     return 0;
@@ -395,7 +410,7 @@ int sweep_command(const Call& call) {
     if (std::ranges::all_of(runs, done)) return say("nothing to do: all runs are done\n"), 0;
     fs::create_directories(out / "logs");
     write_file(out / "sweep.sbatch", sbatch_script(runs, out, config.jobs));
-    fmt::print("sbatch {}\n", (out / "sweep.sbatch").string());
+    fmt::print("sbatch {}\n", escaped((out / "sweep.sbatch").string()));
     return 0;
   }
   catch_stop_signals();

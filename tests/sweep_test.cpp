@@ -181,13 +181,47 @@ TEST_F(Sweep, PagesAreValuesAsOthersAre) {
   EXPECT_EQ(json_in("s/model_type=microgpt,lr=0.001/model/config.json")["model_type"], "microgpt");
 }
 
+// Outside of quotes sbatch takes a character behind a backslash as it is, as shells do; which stand in for it here.
+TEST_F(Sweep, AnyPathIsSafeInWhatSlurmReads) {
+  const std::string out = "it's \"$(touch bad)\" `x` $HOME #1 100%j;*&";
+  const std::string word = "an; touch bad; 'd' $USER\ntwo";
+  const Outcome outcome = run({"sweep", "base.json", "prompt=" + word, "steps=2", "--slurm", "--out", out});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const std::string script = contents(folder / out / "sweep.sbatch");
+  write("script", script);
+  EXPECT_EQ(shell("bash -n script"), 0) << script;
+  write("read.sh",
+        "grep -a '^#SBATCH' script | while IFS= read -r line; do\n"
+        "eval \"set -- ${line#'#SBATCH'}\"; printf '%s\\n' \"$#\" \"$1\" >> words; done\n");
+  EXPECT_EQ(shell("bash read.sh"), 0);
+  std::string path = (folder / out).string();
+  path.replace(path.find('%'), 1, "%%");  // which sbatch would fill in
+  const Args words = lines(contents(folder / "words"));
+  for (const std::string& expected : {"--job-name=" + out, "--output=" + path + "/logs/%A_%a.log"})
+    EXPECT_EQ(std::ranges::count(words, expected), 1) << script;
+  for (size_t i = 0; i < words.size(); i += 2) EXPECT_EQ(words[i], "1") << script;
+
+  write("print.sh", "sbatch() { printf '%s' \"$#$1\"; }\n" + outcome.out);
+  EXPECT_EQ(shell("bash print.sh > printed"), 0);
+  EXPECT_EQ(contents(folder / "printed"), "1" + out + "/sweep.sbatch");
+  EXPECT_EQ(shell("cd / && SLURM_ARRAY_TASK_ID=0 bash \"$OLDPWD/script\" 2> \"$OLDPWD/err\""), 0)
+      << contents(folder / "err");
+  EXPECT_FALSE(fs::exists(folder / "bad"));
+  size_t done = 0;
+  for (const auto& run : fs::directory_iterator(folder / out)) done += fs::exists(run.path() / "model/config.json");
+  EXPECT_EQ(done, 1u);
+  for (const char* name : {"a\\b", "a\nb"})
+    expect_refused({"base.json", "seed=1", "--slurm", "--out", name},
+                   "expected a path without backslashes and ends of");
+}
+
 TEST_F(Sweep, TasksOfSlurmSaveAndAreQueuedAgain) {
   json longer = base;
   longer["steps"] = 1'000'000;
   write("base.json", longer.dump());
   const Outcome outcome = run({"sweep", "base.json", "seed=1,2", "--jobs", "3", "--slurm", "--out", "it's"});
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
-  EXPECT_EQ(outcome.out, "sbatch it's/sweep.sbatch\n");
+  EXPECT_EQ(outcome.out, "sbatch it\\'s/sweep.sbatch\n");
   const std::string script = contents(folder / "it's/sweep.sbatch");
   EXPECT_TRUE(contains(script, "#SBATCH --array=0-1%3\n")) << script;
   EXPECT_EQ(shell("bash -n \"it's/sweep.sbatch\""), 0);
