@@ -972,13 +972,6 @@ struct Config {
     return path;
   }
 };
-struct FixConfig : Config {
-  bool dry_run = false;
-  void fields(auto&& f) {
-    Config::fields(f);
-    f("dry-run", dry_run, "only say which files would change");
-  }
-};
 
 bool report_errors(const Pages& pages, const Call& call) {
   for (string line : pages.errors) {
@@ -1019,11 +1012,11 @@ int check(const Call& call) {
 }
 
 int fix(const Call& call) {
-  FixConfig config;
+  Config config;
   if (!parse_flags(config, call,
                    "Writes copies that differ again, from their sources, first those that others are copied from.\n"
                    "Line breaks are the source's: clang-format comes after it.",
-                   call.program + " --dry-run"))
+                   call.program))
     return 0;
   Pages pages(config.found());
   if (report_errors(pages, call)) return 2;
@@ -1042,8 +1035,8 @@ int fix(const Call& call) {
     if (report_errors(pages, call)) return 2;
   }
   for (const auto& [path, change] : changed) {
-    fmt::print("{}{}: {}\n", config.dry_run ? "would write " : "", path, change.second);
-    if (!config.dry_run) write_file(path, change.first->text);
+    fmt::print("{}: {}\n", path, change.second);
+    write_file(path, change.first->text);
   }
   if (changed.empty()) fmt::print("nothing to do\n");
   return 0;
