@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cctype>
 #include <numeric>
 
 namespace dense::cli {
@@ -135,6 +136,31 @@ bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::stri
   if (given < places.size() && (!places[given].values || places[given].values->empty()))
     fail("expected ", places[given].name, " (see ", call.program, " --help)");
   return true;
+}
+
+std::string value_of(const std::string& flag, const Call& call) {
+  std::string value;
+  for (size_t i = 0; i < call.args.size(); ++i) {
+    if (call.args[i] == flag && i + 1 < call.args.size()) value = call.args[i + 1];
+    if (call.args[i].starts_with(flag + "=")) value = call.args[i].substr(flag.size() + 1);
+  }
+  return value;
+}
+
+std::string shell_word(const std::string& text) {
+  const bool plain = !text.empty() && std::ranges::all_of(text, [](unsigned char c) {
+    return std::isalnum(c) || std::string_view("-_./:=,+@%").find(char(c)) != std::string_view::npos;
+  });
+  if (plain) return text;
+  std::string word = "'";
+  for (char c : text) word += c == '\'' ? "'\\''" : std::string(1, c);
+  return word + "'";
+}
+
+std::string typed(const Call& call) {
+  std::string line = call.program;
+  for (const std::string& arg : call.args) line += " " + shell_word(arg);
+  return line;
 }
 
 // Letters to change, add or drop to get from a to b: Levenshtein's distance, one row of his table at a time.

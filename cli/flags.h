@@ -36,6 +36,13 @@ struct Place {
 bool set_flags(const std::vector<Flag>& flags, const Call& call, const std::string& about, const std::string& example,
                const std::vector<Place>& places = {});
 
+// What a flag, such as --model, is given, where that decides which flags there are: read before they are set.
+std::string value_of(const std::string& flag, const Call& call);
+
+// As one word for a shell, in quotes where it needs them; and the call as one would type it.
+std::string shell_word(const std::string& text);
+std::string typed(const Call& call);
+
 // "; did you mean NAME?" with the name closest to `word`, or "" when none is close.
 std::string did_you_mean(const std::string& word, const std::vector<std::string>& names);
 

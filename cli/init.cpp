@@ -84,10 +84,7 @@ int init_command(const Call& call) {
   const bool help = std::ranges::any_of(call.args, [](const auto& arg) { return arg == "--help" || arg == "-h"; });
   Config config;
   std::string out;
-  for (size_t i = 0; i < call.args.size(); ++i) {  // which page decides which flags there are
-    if (call.args[i] == "--model" && i + 1 < call.args.size()) config.model = call.args[i + 1];
-    if (call.args[i].starts_with("--model=")) config.model = call.args[i].substr(8);
-  }
+  config.model = value_of("--model", call);  // which page decides which flags there are
   std::vector<Flag> flags = flags_of(config_fields(config));
   Page page;
   if (!config.model.empty()) page = page_of(config.model);
@@ -95,11 +92,7 @@ int init_command(const Call& call) {
   for (const ConfigField& field : page.fields)
     if (auto* const value = std::get_if<TokenIds*>(&field.value)) tokens.push_back(**value);
   for (Flag& flag : flags_of(page.fields)) flags.push_back(std::move(flag));
-  if (config.model.empty() && !help) {
-    std::string known;
-    for (const Page& each : pages()) known += (known.empty() ? "" : ", ") + each.model_type;
-    fail("--model: expected one of ", known, ", missing");
-  }
+  if (config.model.empty() && !help) fail("--model: expected one of ", page_names(), ", missing");
   if (!set_flags(flags, call,
                  "Writes a folder as Hugging Face has it, with new weights: config.json, model.safetensors.\n"
                  "With --model the page's own flags are here, too.",

@@ -1,5 +1,5 @@
-// Ctrl-C, politely: the first SIGINT, SIGTERM or SIGUSR1 (before a batch system takes the machine away) asks the program to finish what it does and stop; a second one kills
-// it.
+// Ctrl-C, politely: the first SIGINT, SIGTERM or SIGUSR1 (before a batch system takes the machine away) asks the
+// program to finish what it does and stop; a second one kills it.
 #pragma once
 
 namespace dense::cli {

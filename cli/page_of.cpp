@@ -3,13 +3,16 @@
 #include "dense/scalar/error.h"
 #include "dense/train/trainer.h"
 
+std::string dense::cli::page_names() {
+  std::string names;
+  for (const Page& page : pages()) names += (names.empty() ? "" : ", ") + page.model_type;
+  return names;
+}
+
 dense::Page dense::cli::page_of(const std::string& model_type) {
-  std::string known;
-  for (Page& page : pages()) {
+  for (Page& page : pages())
     if (model_type.empty() || page.model_type == model_type) return std::move(page);
-    known += (known.empty() ? "" : ", ") + page.model_type;
-  }
-  fail("model_type: expected one of ", known, ", got ", model_type);
+  fail("model_type: expected one of ", page_names(), ", got ", model_type);
 }
 
 dense::Page dense::cli::page_of_run(std::string model_type, const std::string& from, const Warn& warn) {

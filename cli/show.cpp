@@ -122,18 +122,15 @@ int show_command(const Call& call) {
   std::string name;
   std::vector<Flag> flags = flags_of(config_fields(config));
   std::optional<Page> page;  // a folder's comes later
-  std::string known;
-  for (Page& each : pages()) {
-    known += (known.empty() ? "" : ", ") + each.model_type;
+  for (Page& each : pages())
     if (!page && std::ranges::find(call.args, each.model_type) != call.args.end()) page = std::move(each);
-  }
   if (page)
     for (Flag& flag : flags_of(page->fields)) flags.push_back(std::move(flag));
   if (!set_flags(flags, call,
                  "Says what a model is made of, computes and needs, without running it.\n\n"
                  "MODEL    a page, whose config's fields are flags, too, or a folder, or a name in the local cache:\n"
                  "         " +
-                     known,
+                     page_names(),
                  call.program + " llama --num_hidden_layers 16 --context 2048 --dtype bf16", {{"MODEL", &name}}))
     return 0;
   const std::optional<Dtype> type = weight_type(config.dtype, "--");
@@ -143,7 +140,7 @@ int show_command(const Call& call) {
     try {
       folder = find_model(name);
     } catch (const Error& error) {
-      fail(error.what(), "; pages are ", known);
+      fail(error.what(), "; pages are ", page_names());
     }
     page = page_of(model_type(folder));
   }

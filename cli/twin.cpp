@@ -47,7 +47,7 @@ int twin_command(const Call& call) {
   }
   flags.insert(flags.begin(), {"resume", "TEXT", "", "go on with the twins in this folder, from their last checkpoints",
                                [&](std::string_view got) { resumed = got; }});
-  const bool resume = std::ranges::any_of(call.args, [](const auto& arg) { return arg.starts_with("--resume"); });
+  const bool resume = !value_of("--resume", call).empty();
   std::vector<Place> places;
   if (!resume) places = {{"A.json B.json ...", nullptr, &files}};
   if (!set_flags(
@@ -68,8 +68,7 @@ int twin_command(const Call& call) {
     for (const Flag& flag : flags_of(config_fields(twin.config)))
       for (const auto& [name, value] : changes)
         if (flag.name == name) flag.set(value);
-    twin.config.command = call.program;
-    for (const std::string& arg : call.args) twin.config.command += " " + arg;
+    twin.config.command = typed(call);
   }
 
   catch_stop_signals();

@@ -305,7 +305,9 @@ TEST_F(Twin, RefusesTwinsWithoutTheSameBatches) {
   expect_refused({"a.json", "b.json"}, "expected --out");
   expect_refused({"--resume", "t"}, "t/differences.json: cannot open");
   write("b.json", config().dump());
-  ASSERT_EQ(run({"twin", "a.json", "b.json", "--out", "t", "--steps", "1"}).exit_code, 0);
+  ASSERT_EQ(run({"twin", "a.json", "b.json", "--out", "t", "--steps", "1", "--sample.prompt", "it's an"}).exit_code, 0);
+  EXPECT_EQ(json::parse(contents(folder / "t/a/run.json"))["command"],
+            R"(dense twin a.json b.json --out t --steps 1 --sample.prompt 'it'\''s an')");
   expect_refused({"a.json", "b.json", "--out", "t"}, "t: holds twins already; resume them, or choose another folder");
 }
 
