@@ -558,8 +558,9 @@ Raises Error for a field that does not exist, a value that does not fit, and dat
 
 constexpr char generate_doc[] = R"(
 Continues a prompt: a text, of which the new part is returned; a list of texts, all at once; or token ids, which gives
-ids. An encoder-decoder answers it instead. Tokens are chosen as the model's generation_config.json says, unless arguments say otherwise; temperature=0 or
-greedy=True takes the likeliest each time. A text ends after `tokens` new ones, or after a token that ends texts.
+ids. An encoder-decoder answers it instead. Tokens are chosen as the model's generation_config.json says, unless
+arguments say otherwise; temperature=0 or greedy=True takes the likeliest each time. A text ends after `tokens` new
+ones, or after a token that ends texts.
 
 seed     of the choices: same arguments, same text
 on_text  called with each piece of text as it comes)";

@@ -83,7 +83,6 @@ TEST_F(Show, MemoryOfGenerationIsWeightsCacheAndArena) {
   EXPECT_EQ(weights("int8"), matrices + matrices / 32 * 2 + rest);
   EXPECT_EQ(weights("int4"), matrices / 2 + matrices / 32 * 2 + rest);
 
-  write("empty.txt", "");
   ASSERT_EQ(run({"train", "--out", "m", "--steps", "1", "--time", "8", "--batch", "1"}).exit_code, 0);
   const Outcome profile = run({"generate", "m", "--prompt", "Anna", "--tokens", "4", "--profile"});
   std::smatch found;
