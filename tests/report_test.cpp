@@ -198,11 +198,20 @@ TEST_F(ReportInChromium, CurvesLegendTablesAndSamplesAreThere) {
     document.querySelectorAll('#legend input')[0].click();
     document.querySelectorAll('figcaption input')[0].click();
     zoom([10, 20]);
+    const order = () => [...document.querySelectorAll('#results tr')].slice(1).map((row) => row.cells[0].textContent).join();
+    const orders = [order()];
+    for (const column of ['optimizer.lr', 'optimizer.lr', 'more']) {
+      [...document.querySelectorAll('#results th')].find((th) => th.textContent.startsWith(column)).click();
+      orders.push(order());
+    }
     state.loads = (state.loads ?? 0) + 1, keep();
     const { chart } = charts[0];
     document.querySelector('h1').textContent = JSON.stringify([chart.visibility(), chart.getOption('logscale'),
-      charts.map(({ chart }) => chart.xAxisRange()[0]), history.state.hidden, history.state.loads]);)");
-  EXPECT_TRUE(contains(drawn, "[[false,false,true,true,false,true],true,[10,10,10,10,10,10],[\"a\"],1]")) << drawn;
+      charts.map(({ chart }) => chart.xAxisRange()[0]), history.state.hidden, history.state.loads, orders]);)");
+  EXPECT_TRUE(contains(drawn,
+                       "[[false,false,true,true,false,true],true,[10,10,10,10,10,10],[\"a\"],1,"
+                       "[\"a,b\",\"a,b\",\"b,a\",\"b,a\"]]"))
+      << drawn;
   EXPECT_EQ(count(drawn, "<article hidden"), 1) << "its samples";
   EXPECT_EQ(count(drawn, "<figure>"), 6);
   EXPECT_EQ(count(drawn, "<canvas"), 12) << "dygraphs draws on two";
