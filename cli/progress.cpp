@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cli/interrupt.h"
+
 namespace dense::cli {
 
 Progress::Progress(int steps, std::string unit, int before)
@@ -55,6 +57,17 @@ void Progress::clear() {
 std::string Progress::rate() const {
   const double speed = (step_ - before_) / std::max(seconds(), 1e-9);
   return (speed < 10 ? fmt::format("{:.2f}", speed) : with_commas(static_cast<int64_t>(speed))) + " " + unit_ + "/s";
+}
+
+bool ReadingProgress::operator()(int64_t bytes, int64_t of) {
+  clear();
+  if (bytes < of && (drawn_ = isatty(STDERR_FILENO))) say("tokens of {} of {} MB of text", bytes >> 20, of >> 20);
+  return stop_signal() == 0;
+}
+
+void ReadingProgress::clear() {
+  if (drawn_) say("\r\x1b[K");
+  drawn_ = false;
 }
 
 std::string with_commas(int64_t number) {

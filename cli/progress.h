@@ -40,6 +40,17 @@ class Progress {
   Clock::time_point start_ = Clock::now(), next_draw_ = start_;
 };
 
+// How much text has become tokens, on a terminal; whether to go on, which nobody has asked to stop.
+class ReadingProgress {
+ public:
+  ~ReadingProgress() { clear(); }
+  bool operator()(int64_t bytes, int64_t of);
+  void clear();
+
+ private:
+  bool drawn_ = false;
+};
+
 // Prints to stderr. That nobody can read it (a full disk, a closed terminal) is no reason to stop working.
 template <class... Args>
 void say(fmt::format_string<Args...> format, Args&&... args) {

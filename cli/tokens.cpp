@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 
 #include "cli/commands.h"
 #include "cli/flags.h"
@@ -53,6 +54,7 @@ int tokens_command(const Call& call) {
   const fs::path draft = folder.parent_path() / ("." + folder.filename().string() + ".partial");
   int64_t tokens = 0, texts = 0;
   int shards = 0;
+  ReadingProgress reading;
   try {
     fs::remove_all(draft);
     fs::create_directories(draft);
@@ -60,16 +62,17 @@ int tokens_command(const Call& call) {
     std::vector<int64_t> begins;
     const auto write = [&] {
       write_tokens(draft / std::to_string(shards++), ids, begins);
+      reading.clear();
       say("{} tokens\n", with_commas(tokens));
       ids.clear(), begins.clear();
     };
-    documents.each([&](std::vector<uint32_t>&& document) {
-      if (!document.empty()) begins.push_back(int64_t(ids.size())), ++texts;
-      ids.insert(ids.end(), document.begin(), document.end());
-      tokens += int64_t(document.size());
-      if (int64_t(ids.size()) >= config.shard) write();
-      return stop_signal() == 0;
-    });
+    const auto add = [&](std::span<const uint32_t> piece, bool is_first) {
+      if (is_first && int64_t(ids.size()) >= config.shard) write();
+      if (is_first) begins.push_back(int64_t(ids.size())), ++texts;
+      ids.insert(ids.end(), piece.begin(), piece.end());
+      tokens += int64_t(piece.size());
+    };
+    documents.each(add, std::ref(reading));
     if (!ids.empty()) write();
     if (tokens == 0 && !stop_signal()) fail(path, ": expected text, got none");
     for (int i = 0; i < shards; ++i) fs::rename(draft / std::to_string(i), draft / shard_name(i, shards));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <optional>
 
 #include "cli/builtin_names.h"
@@ -131,13 +132,14 @@ int train_command(const Call& call) {
       const Warn warn = [&](const std::string& line) {
         if (ranks.rank() == 0) say("{}\n", line);
       };
-      trainer.emplace(asked.page, asked.config, builtin_names, asked.resume, warn, ranks);
+      ReadingProgress reading;
+      trainer.emplace(asked.page, asked.config, builtin_names, asked.resume, warn, ranks, nullptr, std::ref(reading));
       return ranks.size() > 1 ? trainer->fingerprint() : "";
     });
   } catch (const Error& error) {
-    if (ranks.size() == 1) throw;
+    if (ranks.size() == 1 && !stop_signal()) throw;
     if (ranks.rank() == 0) say("{}: {}\n", call.program, error.what());
-    return ranks.most(2);  // once that is said: the first one to end ends all
+    return ranks.most(stop_signal() ? 128 + stop_signal() : 2);  // once that is said: the first one to end ends all
   }
   if (!trainer) return 0;
   try {

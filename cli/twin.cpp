@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
+#include <optional>
 
 #include "cli/builtin_names.h"
 #include "cli/commands.h"
@@ -73,7 +75,16 @@ int twin_command(const Call& call) {
 
   catch_stop_signals();
   const Warn warn = [](const std::string& line) { say("{}\n", line); };
-  Twins twins(std::move(all), folder, builtin_names, resume, warn);
+  std::optional<Twins> made;
+  try {
+    ReadingProgress reading;
+    made.emplace(std::move(all), folder, builtin_names, resume, warn, std::ref(reading));
+  } catch (const Error& error) {
+    if (!stop_signal()) throw;
+    say("{}: {}\n", call.program, error.what());
+    return 128 + stop_signal();
+  }
+  Twins& twins = *made;
   int64_t before = INT64_MAX, steps = 0;
   for (size_t i = 0; i < twins.size(); ++i) {
     Trainer& trainer = twins.trainer(i);

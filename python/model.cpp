@@ -294,9 +294,15 @@ std::unique_ptr<Shared> train(Object given, Object on_step, Object on_evaluation
   };
   auto model = [&] {
     const py::gil_scoped_release release;
-    Trainer trainer(page, config, cli::builtin_names, resume, events.warn);
-    trainer.run(events);
-    return std::make_unique<Shared>(trainer.take_model());
+    const auto reading = [&](int64_t, int64_t) { return !events.stop(); };
+    try {
+      Trainer trainer(page, config, cli::builtin_names, resume, events.warn, {}, nullptr, reading);
+      trainer.run(events);
+      return std::make_unique<Shared>(trainer.take_model());
+    } catch (const Error&) {  // which Ctrl-C may have been the reason of
+      if (raised) std::rethrow_exception(raised);
+      throw;
+    }
   }();
   if (!config.out.empty()) model->folder = std::filesystem::absolute(config.out) / "model";
   if (raised) std::rethrow_exception(raised);

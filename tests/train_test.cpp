@@ -454,6 +454,112 @@ TEST_F(Train, TokensThatTheTokenizerDoesNotHaveAreNamedWithTheirFile) {
   }
 }
 
+// Each of these tokenizers cuts at spaces.
+TEST_F(Train, ADocumentOfMegabytesHasTheTokensOfTheWhole) {
+  std::string text;
+  std::mt19937 random(1);
+  for (const char* words[] = {"anna", " bob", "\n", ".\n\n", " 12", "\t", " \u00fc", "\u4e16", "\r\n"};
+       text.size() < 3'200'000;)
+    text += words[random() % std::size(words)];
+  write("text.txt", text);
+  std::erase_if(text, [](char c) { return c == '\r' || c == '\n'; });
+  write("line.txt", text);
+  const std::string real = shared_folder() + "/fixtures/tokenizers/";
+  Args tokenizers = {"bytes", "characters"};
+  if (fs::exists(real)) tokenizers = tokenizers + Args{real + "gpt-2", real + "bert-bge"};
+  for (const std::string& tokenizer : tokenizers) {
+    const std::string file = (folder / (tokenizer == "characters" ? "line.txt" : "text.txt")).string();
+    const Documents documents({.path = file, .tokenizer = tokenizer}, {}, 1, 2);
+    std::vector<int32_t> ids;
+    int pieces = 0, begin = 0;
+    documents.each([&](std::span<const uint32_t> piece, bool begins) {
+      ids.insert(ids.end(), piece.begin(), piece.end()), ++pieces, begin += begins;
+    });
+    EXPECT_GT(pieces, 1);
+    EXPECT_EQ(begin, 1);
+    const Tokenizer whole = Tokenizer::parse(documents.tokenizer(), "tokenizer.json");
+    std::vector<int32_t> expected = whole.encode(contents(file), true);
+    if (tokenizer.ends_with("gpt-2")) expected.insert(expected.begin(), *whole.id_of("<|endoftext|>"));
+    EXPECT_TRUE(ids == expected) << tokenizer << ": " << ids.size() << " tokens, expected " << expected.size();
+  }
+}
+
+TEST_F(Train, LinesKeepTheirOrderWhateverTheThreads) {
+  const int count = 300'000;
+  std::string text;
+  for (int i = 0; i < count; ++i) text += "line " + std::to_string(i) + (i % 1000 ? "\n" : "\n\r\n");
+  write("text.txt", text);
+  std::string expected;
+  for (int i = 0; i < count; ++i) expected += "line " + std::to_string(shuffled(uint64_t(i), count, 1)) + "\n";
+  for (int threads : {1, 3}) {
+    const Documents documents({.path = (folder / "text.txt").string(), .documents = "lines"}, {}, 1, threads);
+    std::string all;
+    int begin = 0;
+    documents.each([&](std::span<const uint32_t> ids, bool begins) {
+      all.insert(all.end(), ids.begin(), ids.end()), begin += begins;
+    });
+    EXPECT_TRUE(all == expected);
+    EXPECT_EQ(begin, count);
+  }
+}
+
+TEST_F(Train, ReadingEndsWhereItIsToldTo) {
+  write("text.txt", std::string(20'000'000, 'a'));
+  const DataConfig config{.path = (folder / "text.txt").string()};
+  std::vector<int64_t> told;
+  const auto read = [&](size_t times) {
+    told.clear();
+    return read_data(config, {}, 1, 1, [&](int64_t bytes, int64_t of) {
+      EXPECT_EQ(of, 20'000'000);
+      told.push_back(bytes);
+      return told.size() < times;
+    });
+  };
+  EXPECT_EQ(error_of([&] { read(1); }), "data: stopped before all of it was tokens");
+  EXPECT_EQ(told.size(), 1u);
+  EXPECT_LT(told[0], 20'000'000);
+  read(100);
+  EXPECT_EQ(told.back(), 20'000'000);
+}
+
+TEST_F(Train, ATextThatIsNotUtf8IsNamedAndLeavesNothing) {
+  for (int i = 0; i < 9; ++i) write("words/" + std::to_string(i) + ".txt", names(20));
+  write("words/5.txt", names(20) + "Jos\xe9" + names(20));
+  const std::string says = "words/5.txt: expected UTF-8, got byte 233 at " + std::to_string(names(20).size() + 3);
+  for (const char* documents : {"files", "lines"})
+    expect_refused(
+        {"--data.path", "words", "--data.tokenizer", "characters", "--data.documents", documents, "--out", "r"}, says);
+  EXPECT_FALSE(fs::exists(folder / "r"));
+  InFolder::expect_refused({"tokens", "words", "t", "--tokenizer", "characters"}, says, "dense tokens");
+  EXPECT_FALSE(fs::exists(folder / "t"));
+}
+
+TEST_F(Train, CtrlCEndsReadingAndLeavesNothing) {
+  std::string text(1 << 20, 'a');
+  for (size_t i = 9; i < text.size(); i += 10) text[i] = '\n';
+  std::ofstream file(folder / "text.txt");
+  for (int i = 0; i < 48; ++i) file << text;
+  file.close();
+  const int terminal = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  ASSERT_TRUE(terminal >= 0 && grantpt(terminal) == 0 && unlockpt(terminal) == 0);
+  const int other_end = open(ptsname(terminal), O_RDWR | O_NOCTTY | O_CLOEXEC);
+  Process process(
+      folder, {"train", "--data.path", "text.txt", "--data.tokenizer", "characters", "--threads", "1", "--out", "r"},
+      {.err_fd = other_end});
+  close(other_end);
+  std::string shown;
+  char block[4096];
+  bool sent = false;
+  for (ssize_t count; (count = read(terminal, block, sizeof block)) > 0;) {  // until the program closes the other end
+    shown.append(block, size_t(count));
+    if (!sent && contains(shown, " of 48 MB of text")) process.send(SIGINT), sent = true;
+  }
+  close(terminal);
+  EXPECT_EQ(process.wait(), 130);
+  EXPECT_TRUE(shown.ends_with("\r\x1b[Kdense train: data: stopped before all of it was tokens\r\n")) << shown;
+  EXPECT_FALSE(fs::exists(folder / "r"));
+}
+
 TEST_F(Train, LinesAreDocumentsInAnotherOrder) {
   ASSERT_EQ(run({"tokens", "names.txt", "t", "--documents", "lines"}).exit_code, 0);
   const StoredTensors stored = read_safetensors(folder / "t/tokens-00001-of-00001.safetensors");

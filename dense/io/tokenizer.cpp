@@ -324,9 +324,7 @@ class AddedTokens {
 
 // ---- post-processors: which tokens come before and after a text
 
-struct Frame {
-  std::vector<int32_t> before, after;
-};
+using Frame = Tokenizer::Frame;
 
 int32_t pair_id(const Fields& f, std::string_view name) {  // ["[SEP]", 102]
   const std::vector<Json>& pair = f.list(name);
@@ -678,6 +676,8 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
   decoding.finish();
   return std::move(decoding.text);
 }
+
+const Tokenizer::Frame& Tokenizer::frame() const { return parts_->frame; }
 
 int32_t Tokenizer::size() const { return parts_->size; }
 std::optional<int32_t> Tokenizer::id_of(std::string_view token) const {

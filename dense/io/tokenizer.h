@@ -39,6 +39,11 @@ class Tokenizer {
   // Throws Error for an id that has no token.
   std::string decode(std::span<const int32_t> ids, bool skip_special = false) const;
 
+  struct Frame {
+    std::vector<int32_t> before, after;
+  };
+  const Frame& frame() const;  // what `special` puts around a text
+
   int32_t size() const;  // ids are below; not all of them need to have tokens
   std::optional<int32_t> id_of(std::string_view token) const;
   std::optional<std::string> token_of(int32_t id) const;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cctype>
 #include <charconv>
 #include <cstdio>
 #include <set>
@@ -13,6 +14,7 @@
 #include "dense/scalar/error.h"
 #include "dense/tensor/elements.h"
 #include "dense/tensor/tensor.h"
+#include "dense/tensor/threads.h"
 
 namespace dense {
 
@@ -218,10 +220,24 @@ std::vector<fs::path> shards_in(const fs::path& folder) {
   return all;
 }
 
+constexpr size_t megabyte = 1 << 20;
+
+// How much of a document becomes tokens at once: all, or a megabyte and what is left of its last line. A tokenizer that
+// cuts at spaces, as most do, cuts between a letter and the end of a line whatever comes next, so the tokens are those
+// of the whole. One that puts a space before a text, as Llama 2's does, puts one before each piece.
+size_t piece_of(std::string_view text) {
+  if (text.size() <= 2 * megabyte) return text.size();
+  for (size_t i = megabyte; i < 2 * megabyte; ++i)
+    if (text[i] == '\n' && (std::isalnum(uint8_t(text[i - 1])) || uint8_t(text[i - 1]) >= 0x80)) return i;
+  size_t end = 2 * megabyte;
+  while ((uint8_t(text[end]) & 0xc0) == 0x80 && end > megabyte) --end;  // characters stay whole
+  return end;
+}
+
 }  // namespace
 
-Documents::Documents(const DataConfig& config, std::string_view built_in, uint64_t seed)
-    : built_in_(built_in), lines_(config.documents == "lines" || config.path.empty()), seed_(seed) {
+Documents::Documents(const DataConfig& config, std::string_view built_in, uint64_t seed, int threads)
+    : threads_(threads), built_in_(built_in), lines_(config.documents == "lines" || config.path.empty()), seed_(seed) {
   if (config.documents != "files" && config.documents != "lines")
     fail("data.documents: expected files or lines, got ", config.documents);
   if (!config.path.empty()) {
@@ -230,16 +246,22 @@ Documents::Documents(const DataConfig& config, std::string_view built_in, uint64
     const std::vector<fs::path> files = is_folder ? files_in(config.path) : std::vector<fs::path>{config.path};
     for (uint64_t i = 0; i < files.size(); ++i) files_.push_back(files[shuffled(i, files.size(), seed)]);
   }
+  bytes_ = files_.empty() ? int64_t(built_in.size()) : 0;
+  for (const fs::path& file : files_) {
+    std::error_code unknown;  // told where the file is read
+    if (const uintmax_t size = fs::file_size(file, unknown); !unknown) bytes_ += int64_t(size);
+  }
   if (config.tokenizer.empty() || config.tokenizer == "bytes") {
     json_ = byte_tokenizer();
   } else if (config.tokenizer == "characters") {
-    std::set<char32_t> all;
-    if (lines_) all.insert(U'\n');
-    each_text([&](std::string_view text) {
-      for_chars(text, [&](char32_t c, size_t, size_t) { all.insert(c); });
+    std::vector<bool> seen(0x110000);
+    seen[U'\n'] = lines_;
+    each_text([&](std::string_view text, const auto&) {
+      for_chars(text, [&](char32_t c, size_t, size_t) { seen[c] = true; });
       return true;
     });
-    characters_.assign(all.begin(), all.end());
+    for (char32_t c = 0; c < seen.size(); ++c)
+      if (seen[c]) characters_.push_back(c);
     json_ = character_tokenizer(characters_);
   } else {
     const fs::path given = config.tokenizer;
@@ -255,12 +277,12 @@ int64_t Documents::vocabulary() const {
   return tokenizer_ ? tokenizer_->size() : characters_.empty() ? 256 : int64_t(characters_.size());
 }
 
-void Documents::each_text(const std::function<bool(std::string_view text)>& f) const {
-  const auto documents_of = [&](std::string_view text, const std::string& name) {
+bool Documents::each_text(const std::function<bool(std::string_view, const std::shared_ptr<void>&)>& f) const {
+  const auto documents_of = [&](std::string_view text, const std::string& name, const std::shared_ptr<void>& owner) {
     if (tokenizer_ || !characters_.empty() || json_.empty())
       if (const size_t bad = utf8_error(text); bad != text.npos)
         fail(name, ": expected UTF-8, got byte ", int(uint8_t(text[bad])), " at ", bad);
-    if (!lines_) return f(text);
+    if (!lines_) return f(text, owner);
     std::vector<std::string_view> lines;
     for (size_t begin = 0; begin < text.size();) {
       const size_t end = std::min(text.find('\n', begin), text.size());
@@ -270,44 +292,87 @@ void Documents::each_text(const std::function<bool(std::string_view text)>& f) c
       begin = end + 1;
     }
     for (uint64_t i = 0; i < lines.size(); ++i)
-      if (!f(lines[shuffled(i, lines.size(), seed_)])) return false;
+      if (!f(lines[shuffled(i, lines.size(), seed_)], owner)) return false;
     return true;
   };
-  if (files_.empty()) documents_of(built_in_, "built-in names");
-  for (const fs::path& file : files_) {
+  if (files_.empty()) return documents_of(built_in_, "built-in names", nullptr);
+  return std::ranges::all_of(files_, [&](const fs::path& file) {
     const Bytes bytes = load_file(file);
-    if (!documents_of({reinterpret_cast<const char*>(bytes.bytes.data()), bytes.bytes.size()}, file.string())) return;
-  }
+    return documents_of({reinterpret_cast<const char*>(bytes.bytes.data()), bytes.bytes.size()}, file.string(),
+                        bytes.owner);
+  });
 }
 
-std::vector<uint32_t> Documents::encode(std::string_view text) const {
-  std::vector<uint32_t> ids;
+void Documents::encode(const Piece& piece, std::vector<uint32_t>& ids) const {
   if (tokenizer_) {
-    if (mark_) ids.push_back(*mark_);
-    for (int32_t id : tokenizer_->encode(text, true)) ids.push_back(uint32_t(id));
-    return ids;
+    const Tokenizer::Frame& frame = tokenizer_->frame();
+    if (piece.first && mark_) ids.push_back(*mark_);
+    if (piece.first) ids.insert(ids.end(), frame.before.begin(), frame.before.end());
+    for (int32_t id : tokenizer_->encode(piece.text)) ids.push_back(uint32_t(id));
+    if (piece.last) ids.insert(ids.end(), frame.after.begin(), frame.after.end());
+    return;
   }
   if (characters_.empty()) {
-    ids.assign(reinterpret_cast<const uint8_t*>(text.data()),
-               reinterpret_cast<const uint8_t*>(text.data()) + text.size());
-    if (lines_) ids.push_back('\n');
-    return ids;
+    const auto* const bytes = reinterpret_cast<const uint8_t*>(piece.text.data());
+    ids.insert(ids.end(), bytes, bytes + piece.text.size());
+    if (piece.last && lines_) ids.push_back('\n');
+    return;
   }
   const auto add = [&](char32_t c) {
     ids.push_back(uint32_t(std::ranges::lower_bound(characters_, c) - characters_.begin()));
   };
-  for_chars(text, [&](char32_t c, size_t, size_t) { add(c); });
-  if (lines_) add(U'\n');
-  return ids;
+  for_chars(piece.text, [&](char32_t c, size_t, size_t) { add(c); });
+  if (piece.last && lines_) add(U'\n');
 }
 
-void Documents::each(const std::function<bool(std::vector<uint32_t>&& ids)>& f) const {
-  each_text([&](std::string_view text) { return f(encode(text)); });
+bool Documents::each(const std::function<void(std::span<const uint32_t> ids, bool begins)>& f,
+                     const Reading& reading) const {
+  struct Block {  // what one thread does: pieces of a megabyte or two in all
+    size_t bytes = 0;
+    std::vector<Piece> pieces = {};
+    std::vector<uint32_t> ids = {};
+    std::vector<size_t> ends = {};  // of each piece's ids
+  };
+  const std::shared_ptr<Threads> threads = make_threads(threads_);
+  std::vector<Block> blocks(1);
+  int64_t done = 0;
+  bool begins = false;
+  const auto pass_on = [&] {
+    threads->run(int(blocks.size()), [&](int i) {
+      Block& block = blocks[size_t(i)];
+      for (const Piece& piece : block.pieces) encode(piece, block.ids), block.ends.push_back(block.ids.size());
+    });
+    for (const Block& block : blocks) {
+      for (size_t i = 0, begin = 0; i < block.pieces.size(); begin = block.ends[i++]) {
+        begins = begins || block.pieces[i].first;
+        if (begin < block.ends[i])
+          f(std::span(block.ids).subspan(begin, block.ends[i] - begin), begins), begins = false;
+      }
+      done += int64_t(block.bytes);
+    }
+    blocks.assign(1, {});
+    return !reading || reading(done, bytes_);
+  };
+  const auto add = [&](std::string_view text, const std::shared_ptr<void>& owner) {
+    for (bool first = true; first || !text.empty(); first = false) {
+      if (blocks.back().bytes >= megabyte) {
+        if (blocks.size() < 8 * size_t(threads->count())) blocks.emplace_back();
+        else if (!pass_on()) return false;
+      }
+      const size_t size = piece_of(text);
+      blocks.back().pieces.push_back({text.substr(0, size), first, size == text.size(), owner});
+      blocks.back().bytes += size;
+      text.remove_prefix(size);
+    }
+    return true;
+  };
+  return each_text(add) && pass_on();
 }
 
 // ---- both
 
-Data read_data(const DataConfig& config, std::string_view built_in, uint64_t seed) {
+Data read_data(const DataConfig& config, std::string_view built_in, uint64_t seed, int threads,
+               const Reading& reading) {
   if (!(config.validation >= 0 && config.validation < 1))
     fail("data.validation: expected a share of 0 or more, below 1, got ", config.validation);
   Data data;
@@ -322,14 +387,14 @@ Data read_data(const DataConfig& config, std::string_view built_in, uint64_t see
       all.add_file(file, data.tokenizer.empty() ? INT64_MAX : data.vocabulary);
     if (data.tokenizer.empty()) data.vocabulary = all.largest() + 1;
   } else {
-    const Documents documents(config, built_in, seed);
+    const Documents documents(config, built_in, seed, threads);
     std::vector<uint32_t> ids;
     std::vector<int64_t> begins;
-    documents.each([&](std::vector<uint32_t>&& document) {
-      if (!document.empty()) begins.push_back(int64_t(ids.size()));
-      ids.insert(ids.end(), document.begin(), document.end());
-      return true;
-    });
+    const auto add = [&](std::span<const uint32_t> piece, bool is_first) {
+      if (is_first) begins.push_back(int64_t(ids.size()));
+      ids.insert(ids.end(), piece.begin(), piece.end());
+    };
+    if (!documents.each(add, reading)) fail("data: stopped before all of it was tokens");
     all.add(std::move(ids), std::move(begins));
     data.tokenizer = documents.tokenizer();
     data.vocabulary = documents.vocabulary();

@@ -63,21 +63,34 @@ struct DataConfig {
   std::optional<int64_t> seed = {};  // none: the run's
 };
 
+// Told now and then how much text has become tokens. Where it returns false, that is all.
+using Reading = std::function<bool(int64_t bytes, int64_t of)>;
+
 // Texts, one document after the other, and their tokens.
 class Documents {
  public:
-  // `built_in` is the text where the config names none. Throws Error for what cannot be read.
-  Documents(const DataConfig& config, std::string_view built_in, uint64_t seed);
-  // f(tokens) for each document, its beginning or end marked by the tokenizer's own token where it has one. They are
-  // shuffled. Where f returns false, all ends.
-  void each(const std::function<bool(std::vector<uint32_t>&& ids)>& f) const;
+  // `built_in` is the text where the config names none; 0 threads are as many as the machine has. Throws Error for what
+  // cannot be read.
+  Documents(const DataConfig& config, std::string_view built_in, uint64_t seed, int threads = 0);
+  // f(ids, begins) for each document, its beginning or end marked by the tokenizer's own token where it has one. They
+  // are shuffled. A document of some megabytes comes in several pieces, of which the first one begins it. All threads
+  // make tokens, a few megabytes ahead of f. Whether `reading` let it come to the end.
+  bool each(const std::function<void(std::span<const uint32_t> ids, bool begins)>& f,
+            const Reading& reading = {}) const;
   int64_t vocabulary() const;                             // ids are below
   const std::string& tokenizer() const { return json_; }  // as the text of a tokenizer.json
 
  private:
-  void each_text(const std::function<bool(std::string_view text)>& f) const;
-  std::vector<uint32_t> encode(std::string_view text) const;
+  struct Piece {
+    std::string_view text;
+    bool first, last;  // of its document
+    std::shared_ptr<const void> owner;
+  };
+  bool each_text(const std::function<bool(std::string_view text, const std::shared_ptr<void>& owner)>& f) const;
+  void encode(const Piece& piece, std::vector<uint32_t>& ids) const;
   std::vector<std::filesystem::path> files_;
+  int64_t bytes_ = 0;  // of all
+  int threads_;
   std::string_view built_in_;
   bool lines_;
   uint64_t seed_;
@@ -93,7 +106,9 @@ struct Data {
   int64_t vocabulary = 0;
   std::string tokenizer = {};  // the text of a tokenizer.json
 };
-Data read_data(const DataConfig& config, std::string_view built_in, uint64_t seed);
+// Throws Error for what cannot be read, and where `reading` ends it early.
+Data read_data(const DataConfig& config, std::string_view built_in, uint64_t seed, int threads = 0,
+               const Reading& reading = {});
 
 // 0 ... n - 1 in another order for each seed: a Feistel network on the bits of i, walked until it is below n. There is
 // no table, so any place of the order is found at once.                      Black & Rogaway 2002, arbitrary finite domains

@@ -108,7 +108,7 @@ void make_small(const Page& page) {
 }
 
 Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in, bool resume, const Warn& warn,
-                 const Ranks& ranks, const Data* shared)
+                 const Ranks& ranks, const Data* shared, const Reading& reading)
     : config_(given), ranks_(ranks) {
   TrainConfig& c = config_;
   const auto one_of = [](const char* name, const std::string& value, std::initializer_list<const char*> values) {
@@ -153,7 +153,8 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   else if (!c.from.empty()) companions_ = find_model(c.from);
   DataConfig data = c.data;
   if (data.tokenizer.empty() && !c.from.empty()) data.tokenizer = companions_.string();
-  data_ = shared ? *shared : read_data(data, built_in, uint64_t(c.data.seed.value_or(c.seed)));
+  const int threads = c.threads > 0 ? c.threads : ranks.threads();
+  data_ = shared ? *shared : read_data(data, built_in, uint64_t(c.data.seed.value_or(c.seed)), threads, reading);
   if (resume && !data_.tokenizer.empty() && fs::exists(companions_ / "tokenizer.json") &&
       read_file(companions_ / "tokenizer.json") != data_.tokenizer)
     fail("data: expected the tokens of ", (companions_ / "tokenizer.json").string(), ", got others");
@@ -162,7 +163,6 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
       if (field.name == "vocab_size") **value = int(data_.vocabulary);
       else if (is_from_data(field.name)) **value = c.time + (page.causal ? 0 : 8);  // some begin behind a padding token
     }
-  const int threads = c.threads > 0 ? c.threads : ranks.threads();
   model_ = companions_.empty() ? std::make_unique<Model>(page, threads, uint64_t(c.seed))
                                : std::make_unique<Model>(page, companions_, threads, warn);
   if (data_.vocabulary > model_->vocabulary())

@@ -89,9 +89,9 @@ class Trainer {
   // Throws Error for a config that makes no sense, data that cannot be read, and a run's folder that holds a run, unless
   // `resume`: then it goes on from the last checkpoint. `built_in` is the text where the config names no data; `shared`
   // is what another trainer has read, instead. Of several ranks each has a Trainer; the first one alone evaluates,
-  // samples and writes.
+  // samples and writes. Where `reading` returns false, that is an Error, too.
   Trainer(Page page, const TrainConfig& config, std::string_view built_in, bool resume = false, const Warn& warn = {},
-          const Ranks& ranks = {}, const Data* shared = nullptr);
+          const Ranks& ranks = {}, const Data* shared = nullptr, const Reading& reading = {});
   ~Trainer();
 
   struct Step {

@@ -77,7 +77,8 @@ std::vector<std::string> twins_in(const fs::path& folder) {
   return names;
 }
 
-Twins::Twins(std::vector<Twin> twins, const fs::path& folder, std::string_view built_in, bool resume, const Warn& warn)
+Twins::Twins(std::vector<Twin> twins, const fs::path& folder, std::string_view built_in, bool resume, const Warn& warn,
+             const Reading& reading)
     : folder_(folder) {
   const bool is_new = !fs::exists(folder);
   if (twins.size() < 2) fail("twins: expected two or more");
@@ -94,7 +95,7 @@ Twins::Twins(std::vector<Twin> twins, const fs::path& folder, std::string_view b
     for (const Twin& twin : twins) {
       const bool shared = !trainers_.empty() && data_seed(twin.config) == data_seed(twins[0].config);
       trainers_.emplace_back(twin.page, twin.config, built_in, resume, warn, Ranks(),
-                             shared ? &trainers_[0].data() : nullptr);
+                             shared ? &trainers_[0].data() : nullptr, reading);
       losses_.push_back(resume ? recorded_losses(twin.config.out, trainers_.back().step()) : std::vector<double>());
     }
     write_differences();

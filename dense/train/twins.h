@@ -31,7 +31,7 @@ class Twins {
   // differ: for a control, which then reads batches of its own) and for whatever a Trainer refuses. With `resume` all
   // go on from their last checkpoints.
   Twins(std::vector<Twin> twins, const std::filesystem::path& folder, std::string_view built_in, bool resume = false,
-        const Warn& warn = {});
+        const Warn& warn = {}, const Reading& reading = {});
 
   struct Events {
     std::function<void(size_t twin, const Trainer::Step&)> step = {};
