@@ -13,7 +13,7 @@ struct Config {
   int num_attention_heads = 12, max_position_embeddings = 512, type_vocab_size = 2;
   std::string hidden_act = "gelu", position_embedding_type = "absolute";
   double hidden_dropout_prob = 0.1, attention_probs_dropout_prob = 0, layer_norm_eps = 1e-12, initializer_range = 0.02;
-  bool is_decoder = false, add_cross_attention = false, tie_word_embeddings = true;
+  bool is_decoder = false, tie_word_embeddings = true;
   TokenIds pad_token_id{{0}};
 
   static constexpr const char* model_type = "bert";
@@ -21,8 +21,8 @@ struct Config {
   static constexpr bool causal = false;        // scored on each label where it stands
   static constexpr const char* base = "bert";  // the prefix that files may lack
   static constexpr const char* inert[] = {     // fields without an effect here
-      "chunk_size_feed_forward",    "pruned_heads",         "embedding_size",       "directionality", "pooler_fc_size",
-      "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"};
+      "directionality",       "pooler_fc_size",       "pooler_num_attention_heads",
+      "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"};
   static constexpr const char* inert_tensors[] = {  // those of other heads, and copies of what is tied
       "embeddings.position_ids",     "pooler.dense.weight",       "pooler.dense.bias",
       "cls.seq_relationship.weight", "cls.seq_relationship.bias", "cls.predictions.decoder.weight",
@@ -41,10 +41,9 @@ struct Config {
     f("hidden_dropout_prob", hidden_dropout_prob,
       "dropout of the embeddings and of each sublayer's result, in training");
     f("attention_probs_dropout_prob", attention_probs_dropout_prob, "dropout of attention weights, in training");
-    f("layer_norm_eps", layer_norm_eps, "added to variances");
+    f("layer_norm_eps", layer_norm_eps, "added to variances", 0);
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("is_decoder", is_decoder, "see only what came before: not supported");
-    f("add_cross_attention", add_cross_attention, "see another model's text, too: not supported");
     f("tie_word_embeddings", tie_word_embeddings, "use word_embeddings for the output, too");
     f("pad_token_id", pad_token_id, "token after the end of a text");
   }
@@ -94,7 +93,6 @@ inline void check(const Config& c, Tensor ids) {
   if (c.position_embedding_type != "absolute")
     fail("bert: position_embedding_type: expected absolute, got ", c.position_embedding_type);
   if (c.is_decoder) fail("bert: is_decoder: expected false, got true");
-  if (c.add_cross_attention) fail("bert: add_cross_attention: expected false, got true");
 }
 
 inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)

@@ -17,7 +17,6 @@ struct Config {  // where a file lacks a field, what Hugging Face takes; publish
   double hidden_dropout_prob = 0.1, attention_probs_dropout_prob = 0.1, layer_norm_eps = 1e-7, initializer_range = 0.02;
   bool relative_attention = false, position_biased_input = true, share_att_key = false, legacy = true;
   bool tie_word_embeddings = true;
-  std::optional<int> embedding_size, attention_head_size;  // else what hidden_size asks for
   TokenIds pad_token_id{{0}};
 
   static constexpr const char* model_type = "deberta-v2";
@@ -25,7 +24,8 @@ struct Config {  // where a file lacks a field, what Hugging Face takes; publish
   static constexpr bool causal = false;           // scored on each label where it stands
   static constexpr const char* base = "deberta";  // the prefix that files may lack
   static constexpr const char* inert[] = {"pooler_dropout", "pooler_hidden_act", "pooler_hidden_size", "cls_dropout"};
-  static constexpr const char* inert_tensors[] = {  // other heads', and copies of what is tied
+  // Other heads', and copies of what is tied.
+  static constexpr const char* inert_tensors[] = {
       "position_ids",    "position_embeddings.weight", "decoder.weight", "decoder.bias",
       "lm_predictions.", "mask_predictions.",          "pooler."};
   // Parameters that the logits do not depend on, which files may hold, where relative_attention is false.
@@ -55,12 +55,10 @@ struct Config {  // where a file lacks a field, what Hugging Face takes; publish
     f("hidden_act", hidden_act, "of the MLP and of the head");
     f("hidden_dropout_prob", hidden_dropout_prob, "dropout of embeddings and of sublayers' results, in training");
     f("attention_probs_dropout_prob", attention_probs_dropout_prob, "dropout of attention weights, in training");
-    f("layer_norm_eps", layer_norm_eps, "added to variances");
+    f("layer_norm_eps", layer_norm_eps, "added to variances", 0);
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("legacy", legacy, "the head is cls.predictions; false: lm_predictions.lm_head, always tied");
     f("tie_word_embeddings", tie_word_embeddings, "use word_embeddings for the output, too");
-    f("embedding_size", embedding_size, "width of word_embeddings: only hidden_size is supported");
-    f("attention_head_size", attention_head_size, "width of a head: only hidden_size / heads is supported");
     f("pad_token_id", pad_token_id, "token after the end of a text");
   }
 };
@@ -121,49 +119,40 @@ inline Tensor attend(const Config& c, Weights w, Tensor x, Tensor real, Tensor a
   return rearrange<"b h t d -> b t (h d)">(matmul(ctx.dropout(softmax(scores), c.attention_probs_dropout_prob), v));
 }
 
-// What a token is, and where asked for its position and type; zeros where it is padding.
-inline Tensor embed(const Config& c, Weights w, Tensor words, Tensor ids, Tensor real, Context& ctx) {  // (B, T, C)
-  const auto table = [&](const char* name, int64_t n) {
-    return w[name]("weight", {n, c.hidden_size}, normal(c.initializer_range));
+inline void check(const Config& c, int64_t T) {
+  const int64_t C = c.hidden_size, H = c.num_attention_heads, most = 2 * c.farthest() - 3, buckets = c.position_buckets;
+  const auto expect = [](bool holds, const char* name, const std::string& expected, const auto& got) {
+    if (!holds) fail("deberta_v2: ", name, ": expected ", expected, ", got ", got);
   };
-  Tensor x = gather(words, ids, c.pad_token_id.first());
-  if (c.position_biased_input) x = x + ctx.at_positions(table("position_embeddings", c.max_position_embeddings), ids);
-  if (c.type_vocab_size > 0) x = x + ctx.at_types(table("token_type_embeddings", c.type_vocab_size));
-  x = norm(c, w["LayerNorm"], x);
-  return ctx.dropout(real ? x * reshape(real, {-1, ids.size(1), 1}) : x, c.hidden_dropout_prob);
-}
-
-inline void check(const Config& c, Tensor ids) {
-  const int64_t T = ids.size(1), C = c.hidden_size, H = c.num_attention_heads, most = 2 * c.farthest() - 3;
   if (c.position_biased_input && T > c.max_position_embeddings)
     fail("deberta_v2: expected at most max_position_embeddings = ", c.max_position_embeddings, " tokens, got ", T);
-  if (C % H) fail("deberta_v2: num_attention_heads: expected a divisor of hidden_size = ", C, ", got ", H);
-  const auto only = [](const char* name, std::optional<int> value, int64_t expected) {
-    if (value && *value != expected) fail("deberta_v2: ", name, ": expected ", expected, ", got ", *value);
-  };
-  only("embedding_size", c.embedding_size, C), only("attention_head_size", c.attention_head_size, C / H);
+  expect(C % H == 0, "num_attention_heads", text("a divisor of hidden_size = ", C), H);
   for (const std::string& type : c.pos_att_type)
-    if (!type.empty() && type != "c2p" && type != "p2c")
-      fail("deberta_v2: pos_att_type: expected c2p and p2c, got ", type);
-  if (c.norm_rel_ebd != "none" && c.norm_rel_ebd != "layer_norm")
-    fail("deberta_v2: norm_rel_ebd: expected none or layer_norm, got ", c.norm_rel_ebd);
-  if (c.position_buckets == 1 || (c.position_buckets > most && T > c.position_buckets / 2 + 1))
-    fail("deberta_v2: position_buckets: expected 2 to ", most, ", or 0, got ", c.position_buckets);
+    expect(type.empty() || type == "c2p" || type == "p2c", "pos_att_type", "c2p and p2c", type);
+  const bool known = c.norm_rel_ebd == "none" || c.norm_rel_ebd == "layer_norm";
+  expect(known, "norm_rel_ebd", "none or layer_norm", c.norm_rel_ebd);
+  const bool fits = buckets != 1 && (buckets <= most || T <= buckets / 2 + 1);
+  expect(fits, "position_buckets", text("2 to ", most, ", or 0"), buckets);
 }
 
 inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)
   const int64_t T = ids.size(1), V = c.vocab_size, C = c.hidden_size;
-  check(c, ids);
-  const Weights base = w["deberta"], encoder = base["encoder"], conv = encoder["conv"]["conv"];
-  const Tensor real = ctx.real(ids);  // (B, T)
-  const Tensor words = base["embeddings"]["word_embeddings"]("weight", {V, C}, normal(c.initializer_range));
-  const Tensor embeddings = embed(c, base["embeddings"], words, ids, real, ctx);
-  Tensor x = embeddings, ahead, back;  // (B, T, C), and (1, 2T, C) or none
+  check(c, T);
+  const Weights base = w["deberta"], embeddings = base["embeddings"], encoder = base["encoder"], conv = encoder["conv"];
+  const auto table = [&](Weights at, int64_t n) { return at("weight", {n, C}, normal(c.initializer_range)); };
+  const Tensor words = table(embeddings["word_embeddings"], V), real = ctx.real(ids);  // real (B, T)
+  Tensor x = gather(words, ids, c.pad_token_id.first());                               // (B, T, C)
+  if (c.position_biased_input)
+    x = x + ctx.at_positions(table(embeddings["position_embeddings"], c.max_position_embeddings), ids);
+  if (c.type_vocab_size > 0) x = x + ctx.at_types(table(embeddings["token_type_embeddings"], c.type_vocab_size));
+  x = norm(c, embeddings["LayerNorm"], x);
+  x = ctx.dropout(real ? x * reshape(real, {-1, T, 1}) : x, c.hidden_dropout_prob);
+  Tensor embedded = x, ahead, back;  // (B, T, C), and (1, 2T, C) or none
   if (c.relative_attention) {
-    Tensor table = encoder["rel_embeddings"]("weight", {2 * c.span(), C}, normal(c.initializer_range));
-    if (c.norm_rel_ebd == "layer_norm") table = norm(c, encoder["LayerNorm"], table);
-    if (c.has("c2p")) ahead = rows_of_distances(c, table, T, -1);
-    if (c.has("p2c")) back = rows_of_distances(c, table, T, 1);
+    Tensor distances = table(encoder["rel_embeddings"], 2 * c.span());
+    if (c.norm_rel_ebd == "layer_norm") distances = norm(c, encoder["LayerNorm"], distances);
+    if (c.has("c2p")) ahead = rows_of_distances(c, distances, T, -1);
+    if (c.has("p2c")) back = rows_of_distances(c, distances, T, 1);
   }
   for (int i = 0; i < c.num_hidden_layers; ++i) {
     const Checkpoint block = ctx.block(x);
@@ -172,16 +161,15 @@ inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  /
     const Tensor h = activation(c.hidden_act, linear(c, layer["intermediate"]["dense"], x, c.intermediate_size));
     x = add(c, layer["output"], x, h, ctx);
     if (i > 0 || c.conv_kernel_size == 0) continue;
-    const Tensor taps = conv("weight", {C, C / c.conv_groups, c.conv_kernel_size}, normal(c.initializer_range));
-    const Tensor near = conv1d(embeddings, taps) + conv("bias", {C}, zeros);
-    x = norm(c, encoder["conv"]["LayerNorm"], x + activation(c.conv_act, ctx.dropout(near, c.hidden_dropout_prob)));
+    const Tensor taps = conv["conv"]("weight", {C, C / c.conv_groups, c.conv_kernel_size}, normal(c.initializer_range));
+    const Tensor near = conv1d(embedded, taps) + conv["conv"]("bias", {C}, zeros);
+    x = norm(c, conv["LayerNorm"], x + activation(c.conv_act, ctx.dropout(near, c.hidden_dropout_prob)));
   }
   x = ctx.last(ctx.keep("last_hidden_state", x));
   const Weights head = c.legacy ? w["cls"]["predictions"] : w["lm_predictions"]["lm_head"];
   const Weights transform = c.legacy ? head["transform"] : head;
   x = norm(c, transform["LayerNorm"], activation(c.hidden_act, linear(c, transform["dense"], x, C)));
-  const bool tied = c.tie_word_embeddings || !c.legacy;
-  const Tensor decoder = tied ? words : head["decoder"]("weight", {V, C}, normal(c.initializer_range));
+  const Tensor decoder = c.tie_word_embeddings || !c.legacy ? words : table(head["decoder"], V);
   return matmul(x, decoder.t()) + head("bias", {V}, zeros);
 }
 

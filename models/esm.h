@@ -14,16 +14,14 @@ struct Config {  // where a file lacks a field, what Hugging Face takes; ESM-2 i
   int max_position_embeddings = 1026, mask_token_id = 32, pad_token_id = 1;
   std::string position_embedding_type = "absolute";
   double hidden_dropout_prob = 0.1, attention_probs_dropout_prob = 0, layer_norm_eps = 1e-12, initializer_range = 0.02;
-  bool emb_layer_norm_before = false, token_dropout = false, is_decoder = false, add_cross_attention = false;
-  bool is_folding_model = false, tie_word_embeddings = true;
+  bool emb_layer_norm_before = false, token_dropout = false, is_decoder = false, tie_word_embeddings = true;
 
   static constexpr const char* model_type = "esm";
   static constexpr const char* architecture = "EsmForMaskedLM";
   static constexpr bool causal = false;       // scored on each label where it stands
   static constexpr const char* base = "esm";  // the prefix that files may lack
   // Fields without an effect here: hidden_act, too, since the activation is always gelu.
-  static constexpr const char* inert[] = {"hidden_act", "vocab_list", "esmfold_config", "chunk_size_feed_forward",
-                                          "pruned_heads"};
+  static constexpr const char* inert[] = {"hidden_act", "vocab_list", "esmfold_config"};
   static constexpr const char* inert_tensors[] = {"embeddings.position_ids", "rotary_embeddings.inv_freq",
                                                   "pooler.dense.weight",     "pooler.dense.bias",
                                                   "lm_head.decoder.weight",  "lm_head.decoder.bias"};
@@ -47,11 +45,9 @@ struct Config {  // where a file lacks a field, what Hugging Face takes; ESM-2 i
     f("pad_token_id", pad_token_id, "token after the end of a text, which absolute positions leave out", 0);
     f("hidden_dropout_prob", hidden_dropout_prob, "dropout of each sublayer's result, in training");
     f("attention_probs_dropout_prob", attention_probs_dropout_prob, "dropout of attention weights, in training");
-    f("layer_norm_eps", layer_norm_eps, "added to variances");
+    f("layer_norm_eps", layer_norm_eps, "added to variances", 0);
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("is_decoder", is_decoder, "see only what came before: not supported");
-    f("add_cross_attention", add_cross_attention, "see another model's text, too: not supported");
-    f("is_folding_model", is_folding_model, "predict structures: not supported");
     f("tie_word_embeddings", tie_word_embeddings, "use word_embeddings for the output, too");
   }
 };
@@ -123,8 +119,6 @@ inline void check(const Config& c, Tensor ids) {
   if (C % H) fail("esm: num_attention_heads: expected a divisor of hidden_size = ", C, ", got ", H);
   if (!absolute && C / H % 2) fail("esm: num_attention_heads: expected heads of even size, got ", C / H);
   if (c.is_decoder) fail("esm: is_decoder: expected false, got true");
-  if (c.add_cross_attention) fail("esm: add_cross_attention: expected false, got true");
-  if (c.is_folding_model) fail("esm: is_folding_model: expected false, got true");
 }
 
 inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, T) -> (B, T, V)

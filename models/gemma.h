@@ -34,7 +34,7 @@ struct Config {
     f("head_dim", head_dim, "width of a head", 2);
     f("max_position_embeddings", max_position_embeddings, "longest sequence trained on", 1);
     f("hidden_activation", hidden_activation, "of the MLP's gate; gelu_pytorch_tanh when it is not given");
-    f("rms_norm_eps", rms_norm_eps, "added to mean squares");
+    f("rms_norm_eps", rms_norm_eps, "added to mean squares", 0);
     f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
     f("rope_scaling.rope_type", rope_type, "frequencies: only default is supported");
     f("rope_scaling.type", old_rope_type, "the same, as older files name it");

@@ -42,7 +42,7 @@ struct Config {
     f("layer_types", layer_types, "full_attention or sliding_attention, for each block; else these, from the second");
     f("max_position_embeddings", max_position_embeddings, "longest sequence trained on", 1);
     f("hidden_activation", hidden_activation, "of the MLP's gate");
-    f("rms_norm_eps", rms_norm_eps, "added to mean squares");
+    f("rms_norm_eps", rms_norm_eps, "added to mean squares", 0);
     f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
     f("rope_scaling.rope_type", rope_type, "frequencies: only default is supported");
     f("rope_scaling.type", old_rope_type, "the same, as older files name it");

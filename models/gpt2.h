@@ -33,7 +33,7 @@ struct Config {
     f("resid_pdrop", resid_pdrop, "dropout of each sublayer's result, in training");
     f("embd_pdrop", embd_pdrop, "dropout of the embeddings, in training");
     f("attn_pdrop", attn_pdrop, "dropout of attention weights, in training");
-    f("layer_norm_epsilon", layer_norm_epsilon, "added to variances");
+    f("layer_norm_epsilon", layer_norm_epsilon, "added to variances", 0);
     f("initializer_range", initializer_range, "standard deviation of new weights");
     f("scale_attn_weights", scale_attn_weights, "divide scores by sqrt(head size)");
     f("scale_attn_by_inverse_layer_idx", scale_attn_by_inverse_layer_idx,

@@ -24,7 +24,7 @@ struct Config {
   static constexpr const char* architecture = "GPTNeoXForCausalLM";
   static constexpr bool causal = true;             // scored on the token that comes next
   static constexpr const char* base = "gpt_neox";  // the prefix that files may lack
-  static constexpr const char* inert[] = {"attention_probs_dropout_prob", "hidden_dropout_prob", "is_decoder"};
+  static constexpr const char* inert[] = {"attention_probs_dropout_prob", "hidden_dropout_prob"};
   static constexpr const char* inert_tensors[] = {"attention.bias", "attention.masked_bias", "rotary_emb.inv_freq",
                                                   "embed_out.weight"};
   int context() const { return max_position_embeddings; }
@@ -36,7 +36,7 @@ struct Config {
     f("num_attention_heads", num_attention_heads, "heads; must divide hidden_size", 1);
     f("max_position_embeddings", max_position_embeddings, "longest sequence trained on", 1);
     f("hidden_act", hidden_act, "of the MLP");
-    f("layer_norm_eps", layer_norm_eps, "added to variances");
+    f("layer_norm_eps", layer_norm_eps, "added to variances", 0);
     f("use_parallel_residual", use_parallel_residual, "add attention and MLP of the same x, not one after the other");
     f("partial_rotary_factor", rotary_pct, "the same as rotary_pct, which counts where a file has both", 0);
     f("rotary_pct", rotary_pct, "share of a head's elements that are turned", 0);
@@ -47,8 +47,7 @@ struct Config {
     f("rope_scaling.factor", rope_factor, "how much slower linear and llama3 turn", 0);
     f("rope_scaling.low_freq_factor", low_freq_factor, "llama3: slow are pairs of fewer turns than this", 0);
     f("rope_scaling.high_freq_factor", high_freq_factor, "llama3: fast ones, kept, are those of more turns", 0);
-    f("rope_scaling.original_max_position_embeddings", original_max_position_embeddings, "llama3: in so many tokens",
-      1);
+    f("rope_scaling.original_max_position_embeddings", original_max_position_embeddings, "llama3: in texts so long", 1);
     f("attention_bias", attention_bias, "biases in attention");
     f("hidden_dropout", hidden_dropout, "dropout of the embeddings and of each sublayer's result, in training");
     f("attention_dropout", attention_dropout, "dropout of attention weights, in training");

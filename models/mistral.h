@@ -35,7 +35,7 @@ struct Config {
     f("sliding_window", sliding_window, "tokens that one sees, itself and those before; null: all of them", 1);
     f("max_position_embeddings", max_position_embeddings, "longest sequence trained on", 1);
     f("hidden_act", hidden_act, "of the MLP's gate");
-    f("rms_norm_eps", rms_norm_eps, "added to mean squares");
+    f("rms_norm_eps", rms_norm_eps, "added to mean squares", 0);
     f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
     f("rope_scaling.rope_type", rope_type, "frequencies: only default is supported");
     f("rope_scaling.type", old_rope_type, "the same, as older files name it");

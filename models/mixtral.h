@@ -40,7 +40,7 @@ struct Config {
     f("num_experts_per_tok", num_experts_per_tok, "experts that each token goes through", 1);
     f("max_position_embeddings", max_position_embeddings, "longest sequence trained on", 1);
     f("hidden_act", hidden_act, "of an expert's gate");
-    f("rms_norm_eps", rms_norm_eps, "added to mean squares");
+    f("rms_norm_eps", rms_norm_eps, "added to mean squares", 0);
     f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
     f("rope_scaling.rope_type", rope_type, "frequencies: only default is supported");
     f("rope_scaling.type", old_rope_type, "the same, as older files name it");

@@ -34,15 +34,14 @@ struct Config {
     f("num_key_value_heads", num_key_value_heads, "heads of keys and values; must divide num_attention_heads", 1);
     f("max_position_embeddings", max_position_embeddings, "longest sequence trained on", 1);
     f("hidden_act", hidden_act, "of the MLP's gate");
-    f("rms_norm_eps", rms_norm_eps, "added to mean squares");
+    f("rms_norm_eps", rms_norm_eps, "added to mean squares", 0);
     f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
     f("rope_scaling.rope_type", rope_type, "frequencies: default, linear, dynamic or llama3");
     f("rope_scaling.type", old_rope_type, "the same, as older files name it");
     f("rope_scaling.factor", rope_factor, "how much slower linear and llama3 turn", 0);
     f("rope_scaling.low_freq_factor", low_freq_factor, "llama3: slow are pairs of fewer turns than this", 0);
     f("rope_scaling.high_freq_factor", high_freq_factor, "llama3: fast ones, kept, are those of more turns", 0);
-    f("rope_scaling.original_max_position_embeddings", original_max_position_embeddings, "llama3: in so many tokens",
-      1);
+    f("rope_scaling.original_max_position_embeddings", original_max_position_embeddings, "llama3: in texts so long", 1);
     f("attention_bias", attention_bias, "biases in attention");
     f("attention_dropout", attention_dropout, "dropout of attention weights, in training");
     f("initializer_range", initializer_range, "standard deviation of new weights");

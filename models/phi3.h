@@ -26,10 +26,7 @@ struct Config {
   static constexpr const char* architecture = "Phi3ForCausalLM";
   static constexpr bool causal = true;          // scored on the token that comes next
   static constexpr const char* base = "model";  // the prefix that files may lack
-  static constexpr const char* inert[] = {"rope_scaling.factor", "rope_scaling.original_max_position_embeddings",
-                                          // in Microsoft's files, not in Hugging Face's model
-                                          "attention_bias", "mlp_bias", "lm_head_bias", "full_attn_mod",
-                                          "interpolate_factor"};
+  static constexpr const char* inert[] = {"rope_scaling.factor", "rope_scaling.original_max_position_embeddings"};
   static constexpr const char* inert_tensors[] = {"rotary_emb.inv_freq", "lm_head.weight"};
   int context() const { return max_position_embeddings; }
   void fields(auto&& f) {
@@ -43,7 +40,7 @@ struct Config {
     f("max_position_embeddings", max_position_embeddings, "longest sequence", 1);
     f("original_max_position_embeddings", original_max_position_embeddings, "longest sequence first trained on", 1);
     f("hidden_act", hidden_act, "of the MLP's gate");
-    f("rms_norm_eps", rms_norm_eps, "added to mean squares");
+    f("rms_norm_eps", rms_norm_eps, "added to mean squares", 0);
     f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
     f("partial_rotary_factor", partial_rotary_factor, "share of a head's elements that are turned", 0);
     f("rope_scaling.rope_type", rope_type, "frequencies: default or longrope");

@@ -39,7 +39,7 @@ struct Config {
     f("dense_act_fn", dense_act_fn, "the activation; follows from feed_forward_proj");
     f("is_gated_act", is_gated_act, "whether the MLP is gated; follows from feed_forward_proj");
     f("dropout_rate", dropout_rate, "dropout of embeddings, attention weights and what sublayers give, in training");
-    f("layer_norm_epsilon", layer_norm_epsilon, "added to mean squares");
+    f("layer_norm_epsilon", layer_norm_epsilon, "added to mean squares", 0);
     f("initializer_factor", initializer_factor, "all new weights are multiplied by it");
     f("is_encoder_decoder", is_encoder_decoder, "both; either alone is not supported");
     f("tie_word_embeddings", tie_word_embeddings, "use shared, by d_model^-0.5, for the output, too");
@@ -92,11 +92,10 @@ constexpr double unseen = -1e30;  // what is added to the scores of keys that ar
 // scale of logarithms. Half of an encoder's are for keys that come later; a decoder sees none of these.
 inline int32_t bucket(const Config& c, int64_t distance, bool decodes) {
   const int n = c.relative_attention_num_buckets / (decodes ? 1 : 2), exact = n / 2;
-  const int most = c.relative_attention_max_distance;
-  if (most <= exact) fail("t5: relative_attention_max_distance: expected more than ", exact, ", got ", most);
   const int64_t later = distance < 0 && !decodes ? n : 0, far = distance < 0 && decodes ? 0 : std::abs(distance);
   if (far < exact) return int32_t(later + far);
-  const float share = std::log(float(far) / float(exact)) / float(std::log(double(most) / exact));  // as PyTorch rounds
+  const float share = std::log(float(far) / float(exact)) /
+                      float(std::log(double(c.relative_attention_max_distance) / exact));  // as PyTorch rounds
   return int32_t(later + std::min<int64_t>(exact + int64_t(share * float(n - exact)), n - 1));
 }
 
@@ -117,6 +116,9 @@ inline Tensor position_bias(const Config& c, Weights stack, Tensor positions, in
 
 inline Tensor forward(const Config& c, Weights w, Tensor ids, Context& ctx) {  // (B, S) and (B, T) -> (B, T, V)
   if (!c.is_encoder_decoder) fail("t5: is_encoder_decoder: expected true, got false");
+  if (c.relative_attention_max_distance <= c.relative_attention_num_buckets / 2)  // where a decoder's shared ones begin
+    fail("t5: relative_attention_max_distance: expected more than half of relative_attention_num_buckets = ",
+         c.relative_attention_num_buckets, ", got ", c.relative_attention_max_distance);
   const int64_t V = c.vocab_size, C = c.d_model, S = ids.size(1);
   const Weights encoder = w["encoder"], decoder = w["decoder"];
   const Tensor shared = w["shared"]("weight", {V, C}, normal(c.initializer_factor));

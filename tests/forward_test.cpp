@@ -503,7 +503,7 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"bert", "position_embedding_type", "relative_key",
        "bert: position_embedding_type: expected absolute, got relative_key"},
       {"bert", "is_decoder", true, "bert: is_decoder: expected false, got true"},
-      {"bert", "add_cross_attention", true, "bert: add_cross_attention: expected false, got true"},
+      {"bert", "add_cross_attention", true, "add_cross_attention: expected false, got true"},
       {"bert", "num_attention_heads", 3, "bert: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
       {"bert", "max_position_embeddings", 23, "position_embeddings.weight: expected (23, 64), got (64, 64)"},
       {"bert", "type_vocab_size", 3, "token_type_embeddings.weight: expected (3, 64), got (2, 64)"},
@@ -511,8 +511,8 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"esm", "position_embedding_type", "relative_key_query",
        "esm: position_embedding_type: expected rotary or absolute, got relative_key_query"},
       {"esm", "is_decoder", true, "esm: is_decoder: expected false, got true"},
-      {"esm", "add_cross_attention", true, "esm: add_cross_attention: expected false, got true"},
-      {"esm", "is_folding_model", true, "esm: is_folding_model: expected false, got true"},
+      {"esm", "add_cross_attention", true, "add_cross_attention: expected false, got true"},
+      {"esm", "is_folding_model", true, "is_folding_model: expected false, got true"},
       {"esm", "num_attention_heads", 3, "esm: num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
       {"esm", "num_attention_heads", 64, "esm: num_attention_heads: expected heads of even size, got 1"},
       {"t5", "feed_forward_proj", "gated-silu", "t5: dense_act_fn: expected silu, got gelu_new"},
@@ -524,16 +524,43 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
       {"t5", "relative_attention_num_buckets", 3, "relative_attention_num_buckets: expected 4 or more, got 3"},
       {"t5", "relative_attention_num_buckets", 16, "relative_attention_bias.weight: expected (16, 4), got (32, 4)"},
       {"t5_v10", "relative_attention_max_distance", 4,
-       "t5: relative_attention_max_distance: expected more than 4, got 4"},
+       "t5: relative_attention_max_distance: expected more than half of relative_attention_num_buckets = 8, got 4"},
       {"t5", "d_kv", 16, "block.0.layer.0.SelfAttention.k.weight: expected (64, 64), got (48, 64)"},
       {"t5", "num_heads", 3, "relative_attention_bias.weight: expected (32, 3), got (32, 4)"},
       {"t5", "num_layers", 1, "encoder.block.1.layer.0.SelfAttention.k.weight (48, 64): expected no such tensor"},
       {"t5", "num_decoder_layers", 3, "decoder.block.2.layer.1.EncDecAttention.k.weight: expected (48, 64), missing"},
       {"t5_v10", "tie_word_embeddings", false, "lm_head.weight: expected (160, 64), missing"},
+      {"t5", "relative_attention_max_distance", 16,
+       "t5: relative_attention_max_distance: expected more than half of relative_attention_num_buckets = 32, got 16"},
       {"t5", "decoder_start_token_id", -1, "decoder_start_token_id: expected 0 or more, got -1"},
+      {"t5", "decoder_start_token_id", 160, "decoder_start_token_id: expected a token of 0 to 159, got 160"},
+      {"t5", "pad_token_id", 160, "pad_token_id: expected a token of 0 to 159, got 160"},
+      {"t5", "tie_encoder_decoder", true, "tie_encoder_decoder: expected false, got true"},
+      {"t5", "hidden_size", 48, "hidden_size: expected 64, got 48"},
+      {"t5", "head_dim", 16, "head_dim: expected 12, got 16"},
+      {"gpt2", "num_attention_heads", 8, "num_attention_heads: expected 4, got 8"},
+      {"gpt2", "add_cross_attention", true, "add_cross_attention: expected false, got true"},
+      {"mistral", "attention_bias", true, "attention_bias: expected false, got true"},
+      {"mistral",
+       "layer_types",
+       {"sliding_attention", "full_attention"},
+       "layer_types: expected sliding_attention alone, got [\"sliding_attention\",\"full_attention\"]"},
+      {"mixtral", "attention_bias", true, "attention_bias: expected false, got true"},
+      {"mixtral", "num_experts", 5, "num_experts: expected 4, got 5"},
+      {"mixtral", "layer_types", {"full_attention", "sliding_attention"}, "layer_types: expected full_attention alone"},
+      {"llama", "layer_types", {"full_attention", "chunked_attention"}, "layer_types: expected full_attention alone"},
+      {"llama", "partial_rotary_factor", 0.5, "partial_rotary_factor: expected 1, got 0.5"},
+      {"llama", "rms_norm_eps", -1e-5, "rms_norm_eps: expected a number above 0, got -1e-05"},
+      {"qwen2", "use_mrope", true, "use_mrope: expected false, got true"},
+      {"qwen2", "head_dim", 32, "head_dim: expected 16, got 32"},
+      {"olmo2", "head_dim", 32, "head_dim: expected 16, got 32"},
+      {"phi3", "attention_bias", true, "attention_bias: expected false, got true"},
+      {"phi3", "lm_head_bias", true, "lm_head_bias: expected false, got true"},
+      {"bert", "pruned_heads", {{"0", {1}}}, "pruned_heads: expected {}, got {\"0\":[1]}"},
+      {"bert", "is_encoder_decoder", true, "is_encoder_decoder: expected false, got true"},
       {"deberta_v2", "num_attention_heads", 3, "num_attention_heads: expected a divisor of hidden_size = 64, got 3"},
-      {"deberta_v2", "embedding_size", 32, "deberta_v2: embedding_size: expected 64, got 32"},
-      {"deberta_v2", "attention_head_size", 8, "deberta_v2: attention_head_size: expected 16, got 8"},
+      {"deberta_v2", "embedding_size", 32, "embedding_size: expected 64, got 32"},
+      {"deberta_v2", "attention_head_size", 8, "attention_head_size: expected 16, got 8"},
       {"deberta_v2", "pos_att_type", {"c2p", "p2p"}, "deberta_v2: pos_att_type: expected c2p and p2c, got p2p"},
       {"deberta_v2", "pos_att_type", "c2p|p2p", "deberta_v2: pos_att_type: expected c2p and p2c, got p2p"},
       {"deberta_v2", "pos_att_type", 2, "pos_att_type: expected a list, got 2"},
@@ -554,6 +581,28 @@ TEST_F(Forward, ConfigsOfOtherFamiliesThatDoNotFitAreRefusedByFieldAndValue) {
     Changed changed(name);
     changed.config[field] = value;
     expect_refused(changed.write(folder, "changed"), fixture(name) + "/inputs.safetensors", says);
+  }
+}
+
+// What other families compute with, where it asks for nothing: no word about it.
+TEST_F(Forward, FieldsOfOtherFamiliesThatAskForNothingAreTakenInSilence) {
+  const std::pair<const char*, nlohmann::json> silent[] = {
+      {"mixtral",
+       {{"attention_bias", false},
+        {"layer_types", {"full_attention", "full_attention"}},
+        {"num_experts", 4},
+        {"is_encoder_decoder", false}}},
+      {"mistral", {{"layer_types", {"sliding_attention", "sliding_attention"}}, {"partial_rotary_factor", 1.0}}},
+      {"qwen2", {{"use_mrope", false}, {"head_dim", 16}, {"attention_bias", nullptr}}},
+      {"phi3", {{"attention_bias", false}, {"lm_head_bias", false}, {"full_attn_mod", 1}, {"interpolate_factor", 1}}},
+      {"gpt2", {{"hidden_size", 64}, {"num_hidden_layers", 2}, {"is_decoder", true}}},
+      {"t5", {{"d_model", 64}, {"hidden_size", 64}, {"num_hidden_layers", 2}, {"head_dim", 12}}},
+      {"bert", {{"pruned_heads", nlohmann::json::object()}, {"chunk_size_feed_forward", 0}, {"embedding_size", 64}}}};
+  for (const auto& [name, fields] : silent) {
+    Changed changed(name);
+    changed.config.update(fields);
+    const std::string inputs = fixture(name) + std::string("/inputs.safetensors");
+    EXPECT_TRUE(outputs(changed.write(folder, "changed"), inputs, {}) == outputs(fixture(name), inputs, {})) << name;
   }
 }
 

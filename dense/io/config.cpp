@@ -21,7 +21,7 @@ constexpr std::string_view never_matter[] = {
     // clang-format off
     "architectures", "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version", "torchscript",
     "use_bfloat16", "use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_past",
-    "gradient_checkpointing",
+    "gradient_checkpointing", "chunk_size_feed_forward", "is_decoder",
     "initializer_range", "initializer_factor", "pretraining_tp", "tokenizer_class", "prefix",
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id",
     "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "classifier_dropout",
@@ -30,6 +30,46 @@ constexpr std::string_view never_matter[] = {
     "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_return_sequences",
     // clang-format on
 };
+
+// Fields that ask for what only some models compute, with the value that asks for nothing: JSON, or the value of another
+// field, maybe divided by a third. A page that has none of them refuses other values, which are no less known than those
+// of its own fields. Several are for pages with different fields.
+struct Asking {
+  std::string_view name, nothing, as = {}, by = {};
+};
+constexpr Asking asking[] = {
+    {"attention_bias", "false"},
+    {"mlp_bias", "false"},
+    {"lm_head_bias", "false"},
+    {"add_cross_attention", "false"},
+    {"is_encoder_decoder", "false"},
+    {"tie_encoder_decoder", "false"},
+    {"is_folding_model", "false"},
+    {"use_bidirectional_attention", "false"},
+    {"use_mrope", "false"},
+    {"pruned_heads", "{}"},
+    {"partial_rotary_factor", "1"},
+    {"full_attn_mod", "1"},
+    {"interpolate_factor", "1"},
+    {"attention_head_size", {}, "hidden_size", "num_attention_heads"},
+    {"embedding_size", {}, "hidden_size"},
+    // the names that families have in common, which Hugging Face takes in place of their own
+    {"head_dim", {}, "d_kv"},
+    {"head_dim", {}, "hidden_size", "num_attention_heads"},
+    {"hidden_size", {}, "n_embd"},
+    {"hidden_size", {}, "d_model"},
+    {"max_position_embeddings", {}, "n_positions"},
+    {"num_attention_heads", {}, "n_head"},
+    {"num_attention_heads", {}, "num_heads"},
+    {"num_hidden_layers", {}, "n_layer"},
+    {"num_hidden_layers", {}, "num_layers"},
+    {"num_experts", {}, "num_local_experts"},
+};
+
+bool same(const Json& a, const Json& b) {
+  const auto value = [](const Json& json) { return std::strtod(json.text.c_str(), nullptr); };
+  return a.kind == Json::number && b.kind == Json::number ? value(a) == value(b) : to_text(a) == to_text(b);
+}
 
 // Since its version 5 transformers writes rope_theta, partial_rotary_factor and rope_scaling as one object,
 // rope_parameters. (Where that holds more objects, a page must know what they are.) Throws Error where the file says
@@ -45,9 +85,7 @@ void split_rope_parameters(Json& root, const std::string& file) {
     Json* const old = root.find(item.name);
     if (!old) return root.items.push_back(std::move(item));
     if (old->kind == Json::null) return void(*old = std::move(item));
-    const auto value = [](const Json& json) { return std::strtod(json.text.c_str(), nullptr); };
-    const bool number = item.kind == Json::number && old->kind == Json::number;
-    if (number ? value(item) != value(*old) : to_text(item) != to_text(*old))
+    if (!same(item, *old))
       fail(file, ": ", item.name, ": expected ", shown(item), " as in rope_parameters, got ", shown(*old));
   };
   const auto apart = [](const Json& item) { return item.name == "rope_theta" || item.name == "partial_rotary_factor"; };
@@ -160,6 +198,39 @@ Json* reach(Json& root, std::string_view name, bool make) {
   return here;
 }
 
+// The value of the page's field of this name, if it is a whole number.
+std::optional<int> whole(const std::vector<ConfigField>& fields, std::string_view name) {
+  for (const ConfigField& field : fields)
+    if (int* const* value = std::get_if<int*>(&field.value); value && field.name == name) return **value;
+  return {};
+}
+
+// Of a field that no page's is: whether it is known to ask for nothing. Throws Error where it asks for something.
+bool asks_for_nothing(const Json& item, const std::string& name, const std::vector<ConfigField>& fields,
+                      const std::string& file) {
+  const auto expect = [&](const Json& nothing) {
+    if (!same(item, nothing)) fail(file, ": ", name, ": expected ", shown(nothing), ", got ", shown(item));
+    return true;
+  };
+  if (name == "layer_types") {  // what the page does in every block
+    const auto window = std::ranges::find(fields, "sliding_window", &ConfigField::name);
+    const auto* size = window == fields.end() ? nullptr : std::get_if<std::optional<int>*>(&window->value);
+    const bool slides = size && **size;
+    const Json type = to_json(std::string(slides ? "sliding_attention" : "full_attention"));
+    if (item.kind != Json::array ||
+        !std::ranges::all_of(item.items, [&](const Json& each) { return same(each, type); }))
+      fail(file, ": layer_types: expected ", type.text, " alone, got ", shown(item));
+    return true;
+  }
+  for (const Asking& a : asking) {
+    if (a.name != name) continue;
+    if (!a.nothing.empty()) return expect(parse_json(std::string(a.nothing), std::string(a.name)));
+    const std::optional<int> as = whole(fields, a.as), by = a.by.empty() ? 1 : whole(fields, a.by);
+    if (as && by) return expect(to_json(*as / *by));
+  }
+  return false;
+}
+
 // Adds the names of fields in `object` that no field claims.
 void find_unknown(const Json& object, const std::string& prefix, const std::vector<ConfigField>& fields,
                   const std::vector<std::string>& inert, const std::string& file, std::vector<std::string>& unknown) {
@@ -179,7 +250,8 @@ void find_unknown(const Json& object, const std::string& prefix, const std::vect
     }
     const bool known = name.starts_with("_") || name.starts_with("summary_") ||
                        std::find(inert.begin(), inert.end(), name) != inert.end() ||
-                       std::find(std::begin(never_matter), std::end(never_matter), name) != std::end(never_matter);
+                       std::find(std::begin(never_matter), std::end(never_matter), name) != std::end(never_matter) ||
+                       asks_for_nothing(item, name, fields, file);
     if (!known) unknown.push_back(shown(name));
   }
 }
@@ -200,8 +272,6 @@ void set_fields(const fs::path& config_json, const std::vector<ConfigField>& fie
 
 void set_fields(Json object, const std::string& file, const std::vector<ConfigField>& fields,
                 const std::vector<std::string>& inert, const Warn& warn) {
-  std::vector<std::string> unknown;
-  find_unknown(object, "", fields, inert, file, unknown);
   for (const ConfigField& field : fields) {
     const Json* json = reach(object, field.name, false);
     if (!json) continue;
@@ -214,6 +284,8 @@ void set_fields(Json object, const std::string& file, const std::vector<ConfigFi
     };
     std::visit(set, field.value);
   }
+  std::vector<std::string> unknown;
+  find_unknown(object, "", fields, inert, file, unknown);
   if (unknown.empty() || !warn) return;
   std::string names;
   for (const std::string& name : unknown) names += (names.empty() ? "" : ", ") + name;

@@ -107,6 +107,12 @@ void Model::declare() {
   Inputs inputs{1, 1, {&id, 1}};
   if (page_.decoder) inputs.decoder_ids = inputs.ids;
   vocabulary_ = record(inputs)->logits.size(-1);
+  if (!page_.decoder) return;
+  const Page::Decoder decoder = page_.decoder();
+  const auto expect_token = [&](const char* name, int32_t token) {
+    if (token >= vocabulary_) fail(name, ": expected a token of 0 to ", vocabulary_ - 1, ", got ", token);
+  };
+  expect_token("decoder_start_token_id", decoder.start), expect_token("pad_token_id", decoder.pad);
 }
 
 Model::Model(Page page, const std::filesystem::path& folder, int threads, const Warn& warn, bool filled)

@@ -23,7 +23,7 @@ struct Config {
     f("num_hidden_layers", num_hidden_layers, "blocks", 1);
     f("num_attention_heads", num_attention_heads, "attention heads; twice as many must divide hidden_size", 1);
     f("max_position_embeddings", max_position_embeddings, "longest sequence", 1);
-    f("rms_norm_eps", rms_norm_eps, "added to mean squares");
+    f("rms_norm_eps", rms_norm_eps, "added to mean squares", 0);
     f("rope_theta", rope_theta, "the slowest pair turns by about 1 in so many tokens", 0);
     f("initializer_range", initializer_range, "standard deviation of new weights");
   }
