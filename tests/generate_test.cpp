@@ -181,6 +181,14 @@ TEST(Generate, StepsOfAnEncoderDecoderGiveTheLogitsOfItsWholeAnswer) {
   }
 }
 
+// No context ends an answer: memory does, and float32, which has the distances between tokens.
+TEST(Generate, AnswersThatNoMemoryHoldsAreRefused) {
+  Model model(small_t5(), 2, 3);
+  const std::vector<Ids> prompts{random_ids(5, 1)};
+  expect_error([&] { generate(model, prompts, {.tokens = INT64_MAX}); }, "tokens: expected at most 16777216, whose");
+  EXPECT_EQ(generate(model, prompts, {.tokens = 3}).ids[0].size(), 3u);
+}
+
 TEST(Generate, TheRoomForAnAnswerChangesNoBit) {
   Model model(small_t5(), 2, 3);
   const std::vector<Ids> texts{random_ids(9, 1), random_ids(20, 2)};

@@ -1,5 +1,7 @@
 #include "dense/train/generate.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -148,6 +150,14 @@ size_t Generator::cache_bytes() const {
   size_t bytes = 0;
   for (const KvCache::Entry& entry : cache_.entries) bytes += size_t(count_of(entry.shape)) * sizeof(float);
   return bytes;
+}
+
+int64_t Generator::most_tokens() const {
+  uint64_t bytes = 1;  // of a token of each row
+  for (const KvCache::Entry& entry : cache_.entries)
+    if (entry.grows) bytes += uint64_t(count_of(entry.shape) / entry.shape[1]) * sizeof(float);
+  const uint64_t memory = uint64_t(sysconf(_SC_PHYS_PAGES)) * uint64_t(sysconf(_SC_PAGESIZE));
+  return int64_t(std::min<uint64_t>(memory / bytes, 1 << 24));  // distances are numbers of float32
 }
 
 Plan& Generator::decode_plan() { return *recorded(text_time_, true).plan; }
@@ -306,6 +316,9 @@ Generated generate(Model& model, std::span<const std::vector<int32_t>> prompts, 
   if (answers) std::ranges::fill(texts, std::vector<int32_t>{model.page().decoder().start});
   generator.prefill(std::vector<std::span<const int32_t>>(prompts.begin(), prompts.end()));
   result.prefill_seconds = seconds(begin);
+  if (answers && generation.tokens > generator.most_tokens())
+    fail("tokens: expected at most ", generator.most_tokens(), ", whose keys and values fit in memory, got ",
+         generation.tokens);
   const auto start = Clock::now();
   std::vector<int32_t> next(prompts.size(), 0);
   std::vector<char> done(prompts.size(), 0);

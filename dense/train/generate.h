@@ -56,6 +56,9 @@ class Generator {
   int64_t capacity() const { return capacity_; }
   int64_t block() const;       // the most tokens of a row that prefill has at once
   size_t cache_bytes() const;  // of keys and values, once there is a plan
+  // The most tokens of a row, once there is a plan: those whose keys and values the machine's memory holds. (Answers
+  // have no context that would end them.)
+  int64_t most_tokens() const;
   // Of step, and of prefill with blocks of so many tokens: for their profiles.
   Plan& decode_plan();
   Plan& prefill_plan(int64_t tokens);
