@@ -93,6 +93,9 @@ std::string as_sum(const Json& bytes) {
   return fmt::format("{} = {}", scaled(bytes["total"].get<double>(), "B"), fmt::join(parts, " + "));
 }
 
+constexpr size_t most_parameters = 1 << 15;  // planning takes seconds for so many
+constexpr int64_t most_tokens = 1 << 24;     // of a batch: far more than a step has, few enough for their ids' memory
+
 // What one step of AdamW computes for each token, and the memory for it.
 void plan_training(Model& model, int64_t B, int64_t T, Json& json) {
   const std::vector<int32_t> any(size_t(B * T));
@@ -151,10 +154,14 @@ int show_command(const Call& call) {
   };
 
   const auto model = model_of();
+  if (const size_t count = model->parameters().all().size(); count > most_parameters)
+    fail("expected at most ", most_parameters, " parameters with names of their own, got ", count);
   if (model->context() && config.context > model->context())
     fail("--context: expected at most the model's ", model->context(), ", got ", config.context);
   const int64_t most = model->context() ? std::min<int64_t>(model->context(), 1024) : 1024;
   const int64_t B = config.batch, T = config.context ? config.context : most;
+  if (T > most_tokens) fail("--context: expected at most ", most_tokens, ", got ", T);
+  if (B > most_tokens / T) fail("--batch: expected at most ", most_tokens / T, " rows of ", T, " tokens, got ", B);
 
   Graph graph(model->threads());
   Context context;

@@ -116,6 +116,16 @@ TEST_F(Show, NoMachineIsTooSmall) {  // these weights take 20 TB
   EXPECT_EQ(shown["generation"]["cache"], 2 * 80 * 2048 * int64_t{65536} * 4);
 }
 
+TEST_F(Show, SizesThatNoMachineHasAreRefused) {
+  const auto refused = [&](const Args& args, const char* says) { expect_refused(args, says, "dense show"); };
+  refused({"show", "gpt2", "--batch", "100000000"},
+          "--batch: expected at most 16384 rows of 1024 tokens, got 100000000");
+  refused({"show", "gpt2", "--batch", "9223372036854775807"}, "--batch: expected at most 16384 rows of 1024 tokens");
+  refused({"show", "mixtral", "--num_local_experts", "20000", "--num_hidden_layers", "1"},
+          "expected at most 32768 parameters with names of their own, got 60010");
+  refused({"show", "t5", "--context", "1000000000"}, "--context: expected at most 16777216, got 1000000000");
+}
+
 // ---- the graph of a block
 
 TEST_F(Show, ABlockHasItsParametersAndEndsWhereTheNextOneBegins) {

@@ -281,6 +281,7 @@ Layout Plan::Parts::layout_of(int32_t id) const {
 void Plan::Parts::lay_out(const std::vector<MapGroup>& groups) {
   const auto n = graph.nodes();
   layout.assign(size_t(n), {});
+  std::map<const std::byte*, int32_t> outside;  // buffers, by where they are
   for (int32_t id = 0; id < n; ++id) {
     const TensorNode& x = node(id);
     const bool parts_too = x.kind == Kind::part && live[size_t(x.operands[0])];
@@ -291,12 +292,11 @@ void Plan::Parts::lay_out(const std::vector<MapGroup>& groups) {
     layout[size_t(id)] = {none, {0, row_major(x.shape)}};
     if (x.kind == Kind::input) {
       const Memory& memory = std::get<Memory>(x.detail);
-      const auto same =
-          std::ranges::find_if(buffers, [&](const Buffer& b) { return memory.data && b.data == memory.data; });
-      layout[size_t(id)].buffer = int32_t(same - buffers.begin());
-      if (same != buffers.end()) continue;
-      layout[size_t(id)].buffer = new_buffer(id);
+      const auto same = memory.data ? outside.find(memory.data) : outside.end();
+      layout[size_t(id)].buffer = same != outside.end() ? same->second : new_buffer(id);
+      if (same != outside.end()) continue;
       buffers.back().outside = true, buffers.back().data = memory.data;
+      outside[memory.data] = layout[size_t(id)].buffer;
     } else {
       layout[size_t(id)].buffer = new_buffer(id);
     }
@@ -341,6 +341,9 @@ void Plan::Parts::lay_out(const std::vector<MapGroup>& groups) {
       last = std::max(last, position[size_t(id)]);
     }
   }
+  std::vector<const MapGroup*> group_of(size_t(n), nullptr);  // by root
+  for (const MapGroup& group : groups)
+    for (int32_t id : group.roots) group_of[size_t(id)] = &group;
   for (int32_t id = 0; id < n; ++id) {
     if (!live[size_t(id)] || node(id).kind != Kind::assign) continue;
     const int32_t to = node(id).operands[0], from = node(id).operands[1];
@@ -356,9 +359,7 @@ void Plan::Parts::lay_out(const std::vector<MapGroup>& groups) {
               is_row_major(node(x).shape, where.view.strides) && node(x).dtype == node(to).dtype);
     };
     const auto reads_in_order = [&](int32_t r) { return std::ranges::all_of(reads_of(r), in_order); };
-    const auto group = std::ranges::find_if(
-        groups, [&](const MapGroup& g) { return std::ranges::find(g.roots, from) != g.roots.end(); });
-    const bool in_place = plain && std::ranges::all_of(group->roots, reads_in_order);
+    const bool in_place = plain && std::ranges::all_of(group_of[size_t(from)]->roots, reads_in_order);
     if (in_place && free && last_reader[size_t(buffer)] <= position[size_t(from)])
       layout[size_t(from)] = layout[size_t(to)];
   }
@@ -393,9 +394,9 @@ void Plan::Parts::plan_memory() {
       if (out.first != i || out.outside || owner[size_t(w)] != w) continue;
       for (int32_t r : step.reads) {
         Buffer& in = buffers[size_t(r)];
-        const bool once = std::ranges::count(step.reads, r) == 1 && std::ranges::count(taken, r) == 0;
-        if (in.last != i || in.first >= i || in.outside || in.bytes != out.bytes || !once || out.bytes < 4096) continue;
+        if (in.last != i || in.first >= i || in.outside || in.bytes != out.bytes || out.bytes < 4096) continue;
         if (std::ranges::find(step.in_place, std::pair(r, w)) == step.in_place.end()) continue;
+        if (std::ranges::count(step.reads, r) != 1 || std::ranges::count(taken, r) != 0) continue;
         taken.push_back(r);
         const int32_t top = owner[size_t(r)];
         owner[size_t(w)] = top;
