@@ -32,12 +32,12 @@ namespace fs = std::filesystem;
 
 struct Config {
   std::string out;
-  int jobs = 1;
+  int jobs = 0;
   bool dry_run = false, slurm = false;
 
   void fields(auto&& f) {
     f("out", out, "the sweep's folder, in which each run has its own (default: runs/ and the name of BASE.json)");
-    f("jobs", jobs, "runs at a time, which share the threads", 1);
+    f("jobs", jobs, "runs at a time, which share the threads; 0: one, and under Slurm all", 0);
     f("dry-run", dry_run, "say what there is to do, and do nothing");
     f("slurm", slurm, "write an array job for sbatch instead of running");
   }
@@ -322,25 +322,19 @@ std::string escaped(const std::string& text) {
   return result;
 }
 
-std::string quoted(const std::string& text) {
-  std::string result = "'";
-  for (char c : text) result += c == '\'' ? "'\\''" : std::string(1, c);
-  return result + "'";
-}
-
 // An array job: one task for each run that is not done. Slurm sends USR1 90 seconds before it takes the machine away;
 // the run then saves and ends with 128 + 10, and its task goes back into the queue, a few times.
 std::string sbatch_script(const std::vector<Run>& runs, const fs::path& out, int jobs) {
   std::string list;
   int count = 0;
   for (const Run& run : runs)
-    if (run.state.status != "done") list += "  " + quoted(fs::absolute(run.folder).string()) + "\n", ++count;
+    if (run.state.status != "done") list += "  " + shell_word(fs::absolute(run.folder).string()) + "\n", ++count;
   const fs::path to = fs::absolute(out).lexically_normal();
   std::string logs;  // in which sbatch fills in what begins with %
   for (char c : to.string()) logs += c == '%' ? "%%" : std::string(1, c);
   return fmt::format(R"(#!/bin/bash
 #SBATCH --job-name={}
-#SBATCH --array=0-{}%{}
+#SBATCH --array=0-{}{}
 #SBATCH --output={}/logs/%A_%a.log
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@90
@@ -363,8 +357,8 @@ if [ "$code" = 138 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 5 ]; then
 fi
 exit "$code"
 )",
-                     escaped(to.filename().string()), count - 1, jobs, escaped(logs),
-                     quoted(fs::current_path().string()), list, quoted(fs::read_symlink("/proc/self/exe").string()));
+                     escaped(to.filename().string()), count - 1, jobs > 0 ? fmt::format("%{}", jobs) : "", escaped(logs),
+                     shell_word(fs::current_path().string()), list, shell_word(fs::read_symlink("/proc/self/exe").string()));
 }
 
 }  // namespace
@@ -414,7 +408,7 @@ int sweep_command(const Call& call) {
     return 0;
   }
   catch_stop_signals();
-  run_all(runs, config.jobs);
+  run_all(runs, std::max(1, config.jobs));
   write_table(runs, out);
   if (stop_signal()) return 128 + stop_signal();
   return std::ranges::all_of(runs, done) ? 0 : 1;

@@ -22,16 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// What a flag is given, before it is known which flags there are.
-std::string given(const Call& call, const std::string& flag) {
-  std::string value;
-  for (size_t i = 0; i < call.args.size(); ++i) {
-    if (call.args[i] == flag && i + 1 < call.args.size()) value = call.args[i + 1];
-    if (call.args[i].starts_with(flag + "=")) value = call.args[i].substr(flag.size() + 1);
-  }
-  return value;
-}
-
 // What is asked for, by a file and by flags. False where --help asked for nothing but help.
 struct Asked {
   Page page;
@@ -40,16 +30,16 @@ struct Asked {
 };
 bool read(const Call& call, Asked& asked) {
   // The page decides which flags there are; who says which page, is asked first.
-  std::string file = given(call, "--config");
-  const std::string run = given(call, "--resume");
+  std::string file = value_of("--config", call);
+  const std::string run = value_of("--resume", call);
   if (!run.empty() && !file.empty()) fail("--config: expected none beside --resume");
   if (!run.empty()) file = (fs::path(run) / "config.json").string();
   const Json json = file.empty() ? Json{Json::object} : read_object(file);
   asked.resume = !run.empty();
   TrainConfig& config = asked.config;
   set_fields(json, file, config_fields(config), {}, {});
-  if (const std::string type = given(call, "--model_type"); !type.empty()) config.model_type = type;
-  if (const std::string from = given(call, "--from"); !from.empty()) config.from = from;
+  if (const std::string type = value_of("--model_type", call); !type.empty()) config.model_type = type;
+  if (const std::string from = value_of("--from", call); !from.empty()) config.from = from;
   std::error_code error;  // a checkpoint needs what its run began with no more
   const bool saved = asked.resume && !fs::is_empty(fs::path(run) / "checkpoints", error) && !error;
   asked.page =
@@ -72,11 +62,10 @@ bool read(const Call& call, Asked& asked) {
     return false;
   config.model_type = asked.page.model_type;
   if (asked.resume) {
-    if (!config.out.empty() && !given(call, "--out").empty()) fail("--out: expected none beside --resume");
+    if (!config.out.empty() && !value_of("--out", call).empty()) fail("--out: expected none beside --resume");
     config.out = run;
   }
-  config.command = call.program;
-  for (const std::string& arg : call.args) config.command += " " + arg;
+  config.command = typed(call);
   return true;
 }
 

@@ -329,7 +329,6 @@ bool Trainer::save(const Events& events) {
   const auto all = checkpoints_in(config_.out);
   for (size_t i = 0; i + size_t(config_.keep) < all.size(); ++i)
     if (all[i].first != best_step_) fs::remove_all(all[i].second, ignored);
-  if (events.saved) events.saved(to);
   return true;
 }
 

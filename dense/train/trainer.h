@@ -103,7 +103,6 @@ class Trainer {
     std::function<void(const Step&)> step = {};
     std::function<void(int64_t step, double loss)> evaluated = {};  // on the validation data
     std::function<void(int64_t step, const std::string& text)> sampled = {};
-    std::function<void(const std::filesystem::path& checkpoint)> saved = {};
     std::function<bool()> stop = {};  // asked after each step: whether to save and end; of ranks one is enough
     Warn warn = {};
   };
