@@ -357,8 +357,9 @@ if [ "$code" = 138 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 5 ]; then
 fi
 exit "$code"
 )",
-                     escaped(to.filename().string()), count - 1, jobs > 0 ? fmt::format("%{}", jobs) : "", escaped(logs),
-                     shell_word(fs::current_path().string()), list, shell_word(fs::read_symlink("/proc/self/exe").string()));
+                     escaped(to.filename().string()), count - 1, jobs > 0 ? fmt::format("%{}", jobs) : "",
+                     escaped(logs), shell_word(fs::current_path().string()), list,
+                     shell_word(fs::read_symlink("/proc/self/exe").string()));
 }
 
 }  // namespace
