@@ -198,11 +198,14 @@ State state_of(const Run& run) {
   const std::string file = (run.folder / "metrics.jsonl").string();
   const std::string all = fs::exists(file) ? read_file(file) : "";
   std::vector<double> losses;
-  const auto number = [](const Json& json) { return std::strtod(json.text.c_str(), nullptr); };
+  const auto number = [](const Json& json) -> std::optional<double> {  // none: it was not finite
+    if (json.kind != Json::number) return {};
+    return std::strtod(json.text.c_str(), nullptr);
+  };
   for (size_t begin = 0, end = 0; (end = all.find('\n', begin)) != all.npos; begin = end + 1) {
     const Json line = parse_json(std::string_view(all).substr(begin, end - begin), file);
-    if (const Json* step = line.find("step")) state.step = int64_t(number(*step));
-    if (const Json* loss = line.find("loss")) losses.push_back(number(*loss));
+    if (const Json* step = line.find("step")) state.step = int64_t(number(*step).value_or(0));
+    if (const Json* loss = line.find("loss"); loss && number(*loss)) losses.push_back(*number(*loss));
     if (const Json* validation = line.find("validation")) state.validation = number(*validation);
   }
   const size_t count = std::min<size_t>(50, losses.size());

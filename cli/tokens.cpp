@@ -19,12 +19,14 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Config {
+  bool marks = true;
   std::string tokenizer = "bytes", documents = "files";
   int64_t seed = 0, shard = 100'000'000;
 
   void fields(auto&& f) {
     f("tokenizer", tokenizer, "bytes, characters, or a model or file with a tokenizer.json");
     f("documents", documents, "files: each is a document; lines: each line is one; they are shuffled");
+    f("marks", marks, "mark where documents begin and end with the tokenizer's own tokens; false: one stream");
     f("seed", seed, "of the order of documents", INT64_MIN);
     f("shard", shard, "tokens of a file, or somewhat more: documents are not cut", 1);
   }
@@ -48,7 +50,8 @@ int tokens_command(const Call& call) {
   catch_stop_signals();
   const Documents documents({.path = path,
                              .tokenizer = named ? config.tokenizer : find_model(config.tokenizer).string(),
-                             .documents = config.documents},
+                             .documents = config.documents,
+                             .marks = config.marks},
                             {}, uint64_t(config.seed));
   const fs::path to = fs::absolute(out).lexically_normal(), folder = to.has_filename() ? to : to.parent_path();
   const fs::path draft = folder.parent_path() / ("." + folder.filename().string() + ".partial");

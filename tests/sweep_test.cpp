@@ -69,6 +69,14 @@ TEST_F(Sweep, RunsEveryCombinationAndRanksThem) {
   EXPECT_TRUE(contents(folder / "alone/model/model.safetensors") ==
               contents(folder / "runs/base/n_layer=1,lr=0.01/model/model.safetensors"));
 
+  // One whose last validation is no number comes last.
+  const std::string best = table[0]["name"], records = "runs/base/" + best + "/metrics.jsonl";
+  const std::string were = contents(folder / records);
+  write(records, were + "{\"step\": 20, \"validation\": null}\n");
+  EXPECT_TRUE(lines(run(call).out).back().ends_with(best));
+  write(records, were);
+  ASSERT_EQ(run(call).exit_code, 0);
+
   // What is done is left as it is, and what is not goes on.
   const auto before = snapshot();
   const Outcome again = run(call + Args{"--dry-run"});

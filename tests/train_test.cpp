@@ -426,6 +426,15 @@ TEST_F(Train, TokensAreTrainedOnAsTheirTextIs) {
                  "t/tokens-00002-of-00007.safetensors: tokens: expected a list of whole numbers, missing");
 }
 
+// What made them tokens is settled.
+TEST_F(Train, TokensHaveNoOtherTokenizerOrDocuments) {
+  ASSERT_EQ(run({"tokens", "names.txt", "t"}).exit_code, 0);
+  for (const auto& [flag, value] :
+       {std::pair("--data.tokenizer", "bytes"), {"--data.documents", "lines"}, {"--data.marks", "false"}})
+    expect_refused({"--data.path", "t", flag, value, "--steps", "1"},
+                   std::string(flag + 2) + ": expected none beside tokens, which t holds");
+}
+
 TEST_F(Train, TokensAreAllThere) {
   ASSERT_EQ(run({"tokens", "names.txt", "t", "--documents", "lines", "--shard", "300"}).exit_code, 0);
   const std::string first = "t/tokens-00001-of-00003.safetensors", last = "t/tokens-00003-of-00003.safetensors";
@@ -482,6 +491,37 @@ TEST_F(Train, ADocumentOfMegabytesHasTheTokensOfTheWhole) {
     if (tokenizer.ends_with("gpt-2")) expected.insert(expected.begin(), *whole.id_of("<|endoftext|>"));
     EXPECT_TRUE(ids == expected) << tokenizer << ": " << ids.size() << " tokens, expected " << expected.size();
   }
+}
+
+TEST_F(Train, DocumentsAreOneStreamWithoutMarks) {
+  const std::string real = shared_folder() + "/fixtures/tokenizers/";
+  if (!fs::exists(real)) GTEST_SKIP() << "needs " << real;
+  for (const char* name : {"gpt-2", "bert-bge"}) {
+    const auto ids_of = [&](bool marks) {
+      std::vector<uint32_t> ids;
+      const DataConfig config{
+          .path = folder / "names.txt", .tokenizer = real + name, .documents = "lines", .marks = marks};
+      Documents(config, {}, 1).each([&](auto piece, bool) { ids.insert(ids.end(), piece.begin(), piece.end()); });
+      return ids;
+    };
+    std::vector<uint32_t> marked = ids_of(true);
+    const auto is_mark = [](uint32_t id) { return id == 50256 || id == 101 || id == 102; };  // end of text, CLS, SEP
+    EXPECT_EQ(std::erase_if(marked, is_mark), name[0] == 'g' ? 160u : 320u);
+    EXPECT_EQ(marked, ids_of(false)) << name;
+  }
+}
+
+TEST_F(Train, SaysWhereThereIsTooLittleToEvaluateOn) {
+  const auto says = [&](const char* share) {
+    const Outcome outcome =
+        run({"train", "--data.path=names.txt", "--batch=4", "--time=8", "--model.n_layer=1", "--model.n_embd=16",
+             "--steps=1", std::string("--out=") + share, std::string("--data.validation=") + share});
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    return contains(outcome.err, "data.validation: fewer than 4 sequences of 8 tokens, so nothing is evaluated\n");
+  };
+  EXPECT_TRUE(says("0.01"));
+  EXPECT_FALSE(says("0.5"));
+  EXPECT_FALSE(says("0"));
 }
 
 TEST_F(Train, LinesKeepTheirOrderWhateverTheThreads) {

@@ -183,14 +183,6 @@ bool holds_tokens(const fs::path& file) {
   return file.filename().string().starts_with("tokens-") && file.extension() == ".safetensors";
 }
 
-bool is_folder_of_tokens(const fs::path& path) {
-  std::error_code ignored;
-  if (holds_tokens(path)) fail(path.string(), ": expected a text or the folder of tokens that it is in");
-  if (!fs::is_directory(path, ignored)) return false;
-  return std::ranges::any_of(fs::directory_iterator(path),
-                             [](const auto& entry) { return holds_tokens(entry.path()); });
-}
-
 std::vector<fs::path> files_in(const fs::path& path) {
   std::vector<fs::path> files;
   std::error_code error;
@@ -236,8 +228,20 @@ size_t piece_of(std::string_view text) {
 
 }  // namespace
 
+bool is_folder_of_tokens(const fs::path& path) {
+  std::error_code ignored;
+  if (holds_tokens(path)) fail(path.string(), ": expected a text or the folder of tokens that it is in");
+  if (!fs::is_directory(path, ignored)) return false;
+  return std::ranges::any_of(fs::directory_iterator(path),
+                             [](const auto& entry) { return holds_tokens(entry.path()); });
+}
+
 Documents::Documents(const DataConfig& config, std::string_view built_in, uint64_t seed, int threads)
-    : threads_(threads), built_in_(built_in), lines_(config.documents == "lines" || config.path.empty()), seed_(seed) {
+    : threads_(threads),
+      built_in_(built_in),
+      lines_(config.documents == "lines" || config.path.empty()),
+      seed_(seed),
+      marks_(config.marks) {
   if (config.documents != "files" && config.documents != "lines")
     fail("data.documents: expected files or lines, got ", config.documents);
   if (!config.path.empty()) {
@@ -269,7 +273,7 @@ Documents::Documents(const DataConfig& config, std::string_view built_in, uint64
     std::error_code ignored;
     const fs::path file = fs::is_directory(given, ignored) ? given / "tokenizer.json" : given;
     if (fs::exists(file, ignored)) json_ = read_file(file);
-    if (tokenizer_->encode("", true).empty()) mark_ = tokenizer_->id_of("<|endoftext|>");
+    if (marks_ && tokenizer_->encode("", true).empty()) mark_ = tokenizer_->id_of("<|endoftext|>");
   }
 }
 
@@ -307,9 +311,9 @@ void Documents::encode(const Piece& piece, std::vector<uint32_t>& ids) const {
   if (tokenizer_) {
     const Tokenizer::Frame& frame = tokenizer_->frame();
     if (piece.first && mark_) ids.push_back(*mark_);
-    if (piece.first) ids.insert(ids.end(), frame.before.begin(), frame.before.end());
+    if (piece.first && marks_) ids.insert(ids.end(), frame.before.begin(), frame.before.end());
     for (int32_t id : tokenizer_->encode(piece.text)) ids.push_back(uint32_t(id));
-    if (piece.last) ids.insert(ids.end(), frame.after.begin(), frame.after.end());
+    if (piece.last && marks_) ids.insert(ids.end(), frame.after.begin(), frame.after.end());
     return;
   }
   if (characters_.empty()) {
@@ -378,6 +382,12 @@ Data read_data(const DataConfig& config, std::string_view built_in, uint64_t see
   Data data;
   Tokens all;
   if (is_folder_of_tokens(config.path)) {
+    const auto expect = [&](bool as_usual, const char* field) {
+      if (!as_usual) fail("data.", field, ": expected none beside tokens, which ", config.path, " holds");
+    };
+    expect(config.tokenizer.empty(), "tokenizer");
+    expect(config.documents == "files", "documents");
+    expect(config.marks, "marks");
     const fs::path tokenizer = fs::path(config.path) / "tokenizer.json";
     if (fs::exists(tokenizer)) {
       data.tokenizer = read_file(tokenizer);

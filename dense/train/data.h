@@ -57,8 +57,11 @@ void write_tokens(const std::filesystem::path& file, std::span<const uint32_t> i
 // The name of such a file where several make a whole, by its number, from 0, and how many there are.
 std::string shard_name(int64_t number, int64_t count);
 
+bool is_folder_of_tokens(const std::filesystem::path& path);
+
 struct DataConfig {
   std::string path = {}, tokenizer = {}, documents = "files";
+  bool marks = true;
   double validation = 0.05;
   std::optional<int64_t> seed = {};  // none: the run's
 };
@@ -72,8 +75,8 @@ class Documents {
   // `built_in` is the text where the config names none; 0 threads are as many as the machine has. Throws Error for what
   // cannot be read.
   Documents(const DataConfig& config, std::string_view built_in, uint64_t seed, int threads = 0);
-  // f(ids, begins) for each document, its beginning or end marked by the tokenizer's own token where it has one. They
-  // are shuffled. A document of some megabytes comes in several pieces, of which the first one begins it. All threads
+  // f(ids, begins) for each document, its beginning or end marked by the tokenizer's own token where it has one and the
+  // config wants marks. They are shuffled. A document of some megabytes comes in several pieces, of which the first one begins it. All threads
   // make tokens, a few megabytes ahead of f. Whether `reading` let it come to the end.
   bool each(const std::function<void(std::span<const uint32_t> ids, bool begins)>& f,
             const Reading& reading = {}) const;
@@ -97,7 +100,8 @@ class Documents {
   std::string json_;
   std::optional<Tokenizer> tokenizer_;  // else bytes or characters
   std::vector<char32_t> characters_;    // in order; their numbers are the tokens
-  std::optional<uint32_t> mark_;        // before each document
+  bool marks_;
+  std::optional<uint32_t> mark_;  // before each document
 };
 
 // What to train on: tokens of texts, or a folder of tokens that `dense tokens` wrote.

@@ -152,7 +152,8 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
   if (resume) companions_ = checkpoints.back().second;
   else if (!c.from.empty()) companions_ = find_model(c.from);
   DataConfig data = c.data;
-  if (data.tokenizer.empty() && !c.from.empty()) data.tokenizer = companions_.string();
+  if (data.tokenizer.empty() && !c.from.empty() && !is_folder_of_tokens(data.path))
+    data.tokenizer = companions_.string();
   const int threads = c.threads > 0 ? c.threads : ranks.threads();
   data_ = shared ? *shared : read_data(data, built_in, uint64_t(c.data.seed.value_or(c.seed)), threads, reading);
   if (resume && !data_.tokenizer.empty() && fs::exists(companions_ / "tokenizer.json") &&
@@ -169,6 +170,8 @@ Trainer::Trainer(Page page, const TrainConfig& given, std::string_view built_in,
     fail("data: expected at most the model's ", model_->vocabulary(), " tokens, got ", data_.vocabulary);
   if (data_.training.windows(c.time) == 0)
     fail("data: expected more than time = ", c.time, " tokens to train on, got ", data_.training.size());
+  if (c.evaluate_every > 0 && c.data.validation > 0 && data_.validation.windows(c.time) < c.batch && warn && writes)
+    warn(text("data.validation: fewer than ", c.batch, " sequences of ", c.time, " tokens, so nothing is evaluated"));
   if (!data_.tokenizer.empty()) tokenizer_ = Tokenizer::parse(data_.tokenizer, "tokenizer.json");
   if (!page.generates()) {
     if (!tokenizer_) fail("data.tokenizer: expected one, since ", page.model_type, " learns to fill in a token of it");

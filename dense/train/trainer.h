@@ -56,6 +56,8 @@ struct TrainConfig {
       " `from`, or bytes)");
     f("data.documents", data.documents,
       "files: each is a document; lines (and built-in names): each line is one; they are shuffled");
+    f("data.marks", data.marks,
+      "mark where documents begin and end with the tokenizer's own tokens; false: one stream");
     f("data.validation", data.validation, "share of the documents, the last ones, that is not trained on");
     f("data.seed", data.seed, "of the order of the data (default: seed)");
     f("optimizer.lr", lr, "of AdamW after warming up", 0);
