@@ -534,7 +534,7 @@ struct Tokenizer::Parts {
         }
         Words words;
         const bool at_start = between.at_start && inner.begin == 0;
-        if (parts.size() == 1) words.text = std::move(between.text);
+        if (parts.size() == 1) words.text.swap(between.text);
         else words.text = between.text.substr(inner.begin, inner.end - inner.begin);
         words.words = {{0, words.text.size(), at_start}};
         encode_words(words, cache, ids);
