@@ -5,7 +5,6 @@
 #include <cctype>
 #include <charconv>
 #include <cstdio>
-#include <set>
 
 #include "dense/io/files.h"
 #include "dense/io/json.h"

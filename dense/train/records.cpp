@@ -205,16 +205,13 @@ void Records::add_text(int64_t step, const char* name, std::string_view text) {
   flush();
 }
 
-bool Records::flush() {
+void Records::flush() {
   flushed_ = now();
-  bool fine = true;
   for (auto [file, text] : {std::pair(metrics_.get(), &metrics_text_), std::pair(events_.get(), &events_text_)}) {
-    if (!failed_) fine = std::fwrite(text->data(), 1, text->size(), file) == text->size() && !std::fflush(file) && fine;
+    if (!failed_) failed_ = std::fwrite(text->data(), 1, text->size(), file) != text->size() || std::fflush(file) != 0;
     text->clear();
   }
-  if (!fine) failed_ = true;
   if (flushed_ > report_due_) write_report();
-  return fine;
 }
 
 // Every five seconds, but of all the time at most a hundredth. What cannot be shown is no reason to stop training.

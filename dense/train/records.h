@@ -27,9 +27,8 @@ class Records {
   using Value = std::pair<const char*, double>;
   void add(int64_t step, std::initializer_list<Value> values);
   void add_text(int64_t step, const char* name, std::string_view text);
-  // From memory to the files. What cannot be written is said once, by returning false; training goes on.
-  bool flush();
-  bool failed() const { return failed_; }
+  void flush();                            // from memory to the files
+  bool failed() const { return failed_; }  // whether something could not be written; training goes on
   void status(const std::string& status);
 
  private:
