@@ -33,13 +33,6 @@ HWY_INLINE void unrolled(const F& f) {
   (std::make_index_sequence<K>());
 }
 
-// exp of a moderate x.
-template <class D, class V>
-HWY_INLINE V moderate_exp(D d, V x) {
-  const auto reduced = math::reduce(d, x);
-  return math::scale(d, math::exp_reduced(d, reduced), reduced.shifted);
-}
-
 // Rows of lanes. One: the memory has a single lane.
 template <class D, bool One>
 struct Lanes {
@@ -160,20 +153,18 @@ struct Lanes {
     });
     return x + count;
   }
-  // Of K operands, of which the last is ready last.
+  // Of K operands, of which the last is ready last. Moderate ones need not have the largest taken off.
   template <size_t K>
   HWY_INLINE Word softmax(Word at) const {
     const auto y = rows<K>(at + 1), x = rows<K>(at + 1 + K);
     each([&](size_t lane) HWY_ATTR {
       std::array<V, K> e;
       unrolled<K>([&](auto k) HWY_ATTR { e[k] = x.load(k, lane); });
-      V m = e[0];
-      unrolled<K - 1>([&](auto k) HWY_ATTR { m = hn::Max(m, e[k + 1]); });
-      unrolled<K>([&](auto k) HWY_ATTR { e[k] = hn::Sub(e[k], m); });
-      V sum = e[0];  // of what is not above 0; a NaN stays one
-      unrolled<K - 1>([&](auto k) HWY_ATTR { sum = hn::Add(sum, e[k + 1]); });
-      if (HWY_LIKELY(hn::AllTrue(d, hn::Gt(sum, hn::Set(d, -math::C<D>::exp_limit))))) e = exp_row(e);
-      else e = exp_of_each(e);
+      V squares = hn::Mul(e[0], e[0]);
+      unrolled<K - 1>([&](auto k) HWY_ATTR { squares = hn::MulAdd(e[k + 1], e[k + 1], squares); });
+      const auto moderate = hn::Lt(squares, hn::Set(d, math::C<D>::softmax_limit * math::C<D>::softmax_limit));
+      if (HWY_LIKELY(hn::AllTrue(d, moderate))) e = exp_row(e);
+      else e = exp_shifted(e, hn::IfThenElseZero(moderate, hn::Set(d, T(1))));
       V total = e[0];
       unrolled<K - 1>([&](auto k) HWY_ATTR { total = hn::Add(total, e[k + 1]); });
       const V scale = hn::Div(hn::Set(d, T(1)), total);
@@ -188,18 +179,22 @@ struct Lanes {
     const hn::CappedTag<T, 2> two;
     const hn::CappedTag<T, 4> four;
     if constexpr (One && K == 4 && hn::MaxLanes(four) == 4) {
-      const auto y = moderate_exp(four, hn::Combine(four, hn::Combine(two, x[2], x[2]), hn::Combine(two, x[1], x[0])));
+      const auto y =
+          math::exp_moderate(four, hn::Combine(four, hn::Combine(two, x[2], x[2]), hn::Combine(two, x[1], x[0])));
       const auto low = hn::LowerHalf(two, y), high = hn::UpperHalf(two, y);
-      return {hn::LowerHalf(d, low), hn::UpperHalf(d, low), hn::LowerHalf(d, high), moderate_exp(d, x[3])};
+      return {hn::LowerHalf(d, low), hn::UpperHalf(d, low), hn::LowerHalf(d, high), math::exp_moderate(d, x[3])};
     }
 #endif
-    unrolled<K>([&](auto k) HWY_ATTR { x[k] = moderate_exp(d, x[k]); });
+    unrolled<K>([&](auto k) HWY_ATTR { x[k] = math::exp_moderate(d, x[k]); });
     return x;
   }
-  // The same bits, but of any numbers.
+  // The same bits where x is moderate (not 0), else exp of what the largest exceeds them by.
   template <size_t K>
-  static HWY_NOINLINE std::array<V, K> exp_of_each(std::array<V, K> x) {
-    for (V& one : x) one = math::exp(d, one);
+  static HWY_NOINLINE std::array<V, K> exp_shifted(std::array<V, K> x, V moderate) {
+    V m = x[0];
+    for (V one : x) m = hn::IfThenElse(hn::Lt(m, one), one, m);
+    m = hn::IfThenElse(hn::Eq(moderate, hn::Zero(d)), m, hn::Zero(d));
+    for (V& one : x) one = math::exp(d, hn::Sub(one, m));
     return x;
   }
 
@@ -343,13 +338,14 @@ HWY_NOINLINE Word seldom(Word at, const L& lanes) {
 
 // sub and div stand here a second time: the way through seldom would cost them more than their work.
 template <class L>
-HWY_INLINE void interpret_fast(Word at, Word end, const L& lanes) {
+HWY_INLINE void interpret_fast(Word at, const L& lanes) {
   using V = typename L::V;
   using T = typename L::T;
   static constexpr auto d = L::d;
-  while (at != end) {
+  for (;;) {
     // clang-format off
-    switch (Header{*at}.kernel()) {
+    switch (uint8_t(Header{*at}.kernel())) {
+      case Header::stop: return;
       case uint32_t(Op::sub): at = lanes.map(at, [](V a, V b) HWY_ATTR { return hn::Sub(a, b); }); break;
       case uint32_t(Op::div): at = lanes.map(at, [](V a, V b) HWY_ATTR { return hn::Div(a, b); }); break;
       case uint32_t(Op::exp): at = lanes.map(at, [](V a) HWY_ATTR { return math::exp(d, a); }); break;
@@ -394,12 +390,13 @@ HWY_INLINE void interpret_fast(Word at, Word end, const L& lanes) {
 
 // With the bits of the table's functions, which do what has no case here.
 template <class L>
-HWY_INLINE void interpret_exact(Word at, Word end, const L& lanes) {
+HWY_INLINE void interpret_exact(Word at, const L& lanes) {
   using V = typename L::V;
   static constexpr auto d = L::d;
-  while (at != end) {
+  for (;;) {
     // clang-format off
-    switch (Header{*at}.kernel()) {
+    switch (uint8_t(Header{*at}.kernel())) {
+      case Header::stop: return;
       case uint32_t(Op::exp): at = lanes.map(at, [](V a) HWY_ATTR { return exp(d, a); }); break;
       case uint32_t(Op::square): at = lanes.map(at, [](V a) HWY_ATTR { return square(d, a); }); break;
       case uint32_t(Op::root): at = lanes.map(at, [](V a) HWY_ATTR { return root(d, a); }); break;
@@ -417,10 +414,10 @@ HWY_INLINE void interpret_exact(Word at, Word end, const L& lanes) {
 }
 
 template <bool Exact, class D, bool One = false>
-HWY_FLATTEN void interpret(Word begin, Word end, void* memory, size_t width) {
+HWY_FLATTEN void interpret(Word begin, void* memory, size_t width) {
   const Lanes<D, One> lanes{static_cast<hn::TFromD<D>*>(memory), width};
-  if constexpr (Exact) interpret_exact(begin, end, lanes);
-  else interpret_fast(begin, end, lanes);
+  if constexpr (Exact) interpret_exact(begin, lanes);
+  else interpret_fast(begin, lanes);
 }
 
 template <bool Exact, class T>

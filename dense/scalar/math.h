@@ -44,6 +44,7 @@ struct Constants<double> {
   static constexpr double ln2_hi = 0x1.62e42fefa38p-1, ln2_lo = 0x1.ef35793c7673p-45;  // ln2_hi ends in zeros
   static constexpr double exp_limit = 708;                          // exp(x) is normal for |x| below,
   static constexpr double exp_clamp = 760;                          // and 0 or infinite from here on
+  static constexpr double softmax_limit = 700;                      // exp of four below it, their sum, its inverse are normal
   static constexpr double step = 0x1p128, step_log2 = 128;          // from numbers out of range into it
   static constexpr double log_limit = 1000;                         // |log2(x)| below is no special case
   static constexpr double tanh_one = 22, erf_one = 6;               // where these functions round to 1
@@ -101,7 +102,7 @@ struct Constants<float> {
   static constexpr uint32_t one = 0x3f800000, sqrt_half = 0x3f3504f3;
   static constexpr float two_52 = 0x1p23f, bias = 127, log2e = 0x1.715476p0f;
   static constexpr float ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f;
-  static constexpr float exp_limit = 87, exp_clamp = 110, step = 0x1p64f, step_log2 = 64, log_limit = 120;
+  static constexpr float exp_limit = 87, exp_clamp = 110, softmax_limit = 80, step = 0x1p64f, step_log2 = 64, log_limit = 120;
   static constexpr float tanh_one = 10, erf_one = 4;
   static constexpr float exp[] = {1, 0x1p-1f, 0x1.5554b2p-3f, 0x1.5554cap-5f, 0x1.12266ap-7f, 0x1.6d6fdp-10f};
   static constexpr float expm1[] = {
@@ -191,6 +192,13 @@ HWY_INLINE V exp_reduced(D d, const Reduced<V>& x) {
   return hn::MulAdd(r, polynomial(d, r, C<D>::exp), all(d, 1));
 }
 
+// exp of a moderate x.
+template <class D, class V>
+HWY_INLINE V exp_moderate(D d, V x) {
+  const Reduced<V> r = reduce(d, x);
+  return scale(d, exp_reduced(d, r), r.shifted);
+}
+
 // exp(x) for any x: with 2 ** k in two steps, of which one is exact.
 template <class D, class V>
 HWY_NOINLINE V exp_anywhere(D d, V x) {
@@ -208,8 +216,7 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp(D d, V x) {
   const auto moderate = hn::Lt(hn::Abs(x), all(d, C<D>::exp_limit));
   if (HWY_UNLIKELY(!hn::AllTrue(d, moderate))) return exp_anywhere(d, x);
-  const Reduced<V> r = reduce(d, x);
-  return scale(d, exp_reduced(d, r), r.shifted);
+  return exp_moderate(d, x);
 }
 
 // exp(x) - 1 = (2 ** k hi + (2 ** k - 1)) + 2 ** k (exp(r) - 1 - hi) for |x| < exp_limit.
@@ -307,8 +314,8 @@ HWY_INLINE V softplus_sigmoid(D d, V x, V& sigmoid) {
   sigmoid = hn::NegMulAdd(base, hn::Div(e, hn::Add(one, e)), base);
   // log(1 + e) needs no 1 + e. log_unit[0], much larger than the other terms, comes last: it is rounded but once.
   const V t = hn::Sub(e, all(d, 0.5));
-  const V m = hn::MulAdd(t, polynomial<1>(d, t, C<D>::log_unit), all(d, C<D>::log_unit[0]));
-  return hn::Add(hn::Max(x, hn::Zero(d)), hn::MulAdd(hn::Mul(e, e), m, e));
+  const V m = polynomial(d, t, C<D>::log_unit);
+  return hn::MulAdd(hn::Mul(e, e), m, hn::Add(hn::Max(x, hn::Zero(d)), e));
 }
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V softplus(D d, V x) {

@@ -123,19 +123,19 @@ struct Program::Parts {
   }
 
   void forward(void* memory, size_t width) const {
-    if (streams) interpret(memory, width, 0, stream.backward);
+    if (streams) interpret(memory, width, 0);
   }
   void backward(void* memory, size_t width) const {
     if (precision != Precision::exact) {
       const DenormalsAsZero scope;
-      interpret(memory, width, stream.backward, stream.words.size());
+      interpret(memory, width, stream.backward);
     } else if (streams) {
-      interpret(memory, width, stream.backward, stream.words.size());
+      interpret(memory, width, stream.backward);
     } else execute(code, static_cast<double*>(memory), int(width));
   }
-  void interpret(void* memory, size_t width, size_t begin, size_t end) const {
+  void interpret(void* memory, size_t width, size_t begin) const {
     const Interpret run = width == 1 ? interpreter.one : width == 4 ? interpreter.few : interpreter.many;
-    run(stream.words.data() + begin, stream.words.data() + end, memory, width);
+    run(stream.words.data() + begin, memory, width);
   }
 
   // Lanes at a time: enough to hide the cost of an operation, few enough for the cache.
@@ -498,8 +498,9 @@ Listing Program::Parts::listing() const {
     const Header header{stream.words[at]};
     const auto results = stream.words.begin() + std::ptrdiff_t(at) + 1, operands = results + header.results();
     const auto end = operands + header.operands();
-    result.steps.push_back(
-        {header.op(), header.op() == Op::mix ? header.products() : 0, {results, operands}, {operands, end}});
+    if (header.kernel() != Header::stop)
+      result.steps.push_back(
+          {header.op(), header.op() == Op::mix ? header.products() : 0, {results, operands}, {operands, end}});
     at += 1 + header.results() + header.operands();
   }
   for (const Instruction& ins : code.instructions)

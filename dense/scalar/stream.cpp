@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
-#include <tuple>
 
 #include "dense/scalar/error.h"
 #include "dense/scalar/passes.h"
@@ -39,7 +38,7 @@ class Assembler {
     stream_.backward = none;
     for (now_ = 0; now_ < int32_t(order.size()); ++now_) {
       y_ = order[now_];
-      if (y_ >= forward_ && stream_.backward == size_t(none)) stream_.backward = stream_.words.size();
+      if (y_ >= forward_ && stream_.backward == size_t(none)) end_forward();
       const Node& node = work_.nodes()[y_];
       const int32_t results = result_count(node);
       if (slot(y_) == none) write(node, results);  // it has one where its partner came first
@@ -47,7 +46,8 @@ class Assembler {
       for (int32_t i = 0; i < results; ++i)
         if (last_reader_[y_ + i] == none) free_.push_back(slot(y_ + i));
     }
-    if (stream_.backward == size_t(none)) stream_.backward = stream_.words.size();
+    if (stream_.backward == size_t(none)) end_forward();
+    word(Header::stop);
     return std::move(stream_);
   }
 
@@ -67,6 +67,8 @@ class Assembler {
       case Op::mul:
       case Op::sum:
       case Op::dot: return 1;
+      case Op::softplus:
+      case Op::sigmoid:
       case Op::softmax: return 16;
       case Op::softmax_grad: return 4;
       default: return 8;
@@ -94,29 +96,17 @@ class Assembler {
   // on its own.
   std::vector<int32_t> order_of_operations(std::span<const int32_t> level) {
     std::vector<int32_t> order;
-    start_.assign(n_, 0);
     ready_.assign(n_, 0);
     for (int32_t y = 0; y < n_; ++y) {
       const Node& node = work_.nodes()[y];
       if (is_given(node) || node.index > 0 || !is_live(y)) continue;
       order.push_back(y);
-      for (int32_t x : work_.operands(node)) start_[y] = std::max(start_[y], ready_[x]);
-      std::fill_n(ready_.begin() + y, result_count(node), start_[y] + latency(node.op));
+      int32_t start = 0;
+      for (int32_t x : work_.operands(node)) start = std::max(start, ready_[x]);
+      std::fill_n(ready_.begin() + y, result_count(node), start + latency(node.op));
     }
     const int32_t deepest = n_ ? *std::ranges::max_element(level) : 0;
-    if (exact_) return order;
-    if (order.size() < 16 * size_t(deepest + 1)) {
-      constexpr size_t window = 32;
-      const auto backward = std::ranges::lower_bound(order, forward_);
-      for (auto begin = order.begin(); begin != order.end();) {
-        const auto end = begin + std::min<ptrdiff_t>(window, (begin < backward ? backward : order.end()) - begin);
-        std::sort(begin, end, [&](int32_t x, int32_t y) {
-          return std::tuple(start_[x], ready_[x], x) < std::tuple(start_[y], ready_[y], y);
-        });
-        begin = end;
-      }
-      return order;
-    }
+    if (exact_ || order.size() < 16 * size_t(deepest + 1)) return order;
     std::vector<int32_t> key(n_);
     for (int32_t y : order) key[y] = 64 * std::min(work_.nodes()[y].count, 63) + int32_t(work_.nodes()[y].op);
     order = counting_sort(order, key);
@@ -151,6 +141,11 @@ class Assembler {
         partner_[y] = other;
       }
     }
+  }
+
+  void end_forward() {
+    word(Header::stop);
+    stream_.backward = stream_.words.size();
   }
 
   void give(int32_t y) {
@@ -255,7 +250,7 @@ class Assembler {
   int32_t n_, now_ = 0, y_ = 0, forward_;  // the place in the order and on the tape
   bool again_, exact_;
   Stream stream_;
-  std::vector<int32_t> last_reader_, start_, ready_, partner_, free_, order_, products_, singles_;
+  std::vector<int32_t> last_reader_, ready_, partner_, free_, order_, products_, singles_;
 };
 
 }  // namespace
@@ -266,6 +261,7 @@ uint32_t Header::results() const {
     case Op::softmax_grad: return count();
     case Op::softplus_sigmoid:
     case Op::sin_cos: return 2;
+    case Op::constant: return 0;  // stop
     default: return 1;
   }
 }

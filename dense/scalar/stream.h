@@ -10,7 +10,7 @@ namespace dense {
 // An operation in words: its Op and count, the slots of its results, the slots of its operands.
 struct Stream {
   std::vector<uint32_t> words;
-  size_t backward = 0;                                // index of the first word of the gradient
+  size_t backward = 0;                                // index of the first word of the gradient, behind a stop
   std::vector<std::pair<int32_t, double>> constants;  // slot, value
   std::vector<int32_t> slot_of;                       // by place on the tape; none: not needed
   int32_t slots = 0, operations = 0;
@@ -23,6 +23,7 @@ struct Stream {
 struct Header {
   uint32_t word;
   static constexpr uint32_t most_terms = (1 << 12) - 1, most_operands = (1 << 24) - 1;
+  static constexpr uint32_t stop = 0;  // a word that ends what runs
 
   static Header of(Op op, uint32_t count) { return {kernel_of(op, count) | count << 8}; }
   static Header of_mix(uint32_t products, uint32_t singles) {
@@ -34,7 +35,7 @@ struct Header {
   uint32_t kernel() const { return word & 255; }
   static constexpr uint32_t mix_kernel(uint32_t products, uint32_t singles) { return 128 + 5 * products + singles; }
   static constexpr uint32_t softmax_kernel(uint32_t count) { return 150 + count; }       // of 2, 3, 4
-  static constexpr uint32_t softmax_grad_kernel(uint32_t count) { return 160 + count; }  // of 2, 3, 4
+  static constexpr uint32_t softmax_grad_kernel(uint32_t count) { return 251 + count; }  // of 2, 3, 4
 
   Op op() const {
     if (kernel() < 128) return Op(kernel());
@@ -62,8 +63,8 @@ struct Header {
 Stream assemble(const Tape& work, std::span<const int32_t> level, std::span<const int32_t> results, int32_t forward,
                 bool again, Precision precision);
 
-// Runs the words of a stream on memory that has `width` lanes for each slot, doubles or floats, adjacent.
-using Interpret = void (*)(const uint32_t* begin, const uint32_t* end, void* memory, size_t width);
+// Runs the words of a stream up to a stop, on memory that has `width` lanes for each slot, doubles or floats, adjacent.
+using Interpret = void (*)(const uint32_t* begin, void* memory, size_t width);
 
 struct Interpreter {
   Interpret one, few, many;  // for a width of 1, of 4, of any multiple of `vector`

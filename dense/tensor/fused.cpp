@@ -25,7 +25,7 @@ int64_t up_to_multiple(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
 // A part of the program.
 struct Step {
   enum Kind : uint8_t { elements, rows, sum, max, across } kind;  // interpret full slots or row slots; or one operation
-  size_t begin = 0, end = 0;                                      // words
+  size_t begin = 0;                                               // words
   int32_t from = none, to = none;                                 // slots
 };
 
@@ -283,7 +283,7 @@ void Fused::Parts::build(const Tape& tape) {
         const int32_t from_slot = node_at(from).op == Op::constant
                                       ? constant(work.constant_value(node_at(from)), kind == Step::across)
                                       : slot[size_t(from)];
-        steps.push_back({kind, 0, 0, from_slot, slot[size_t(y)]});
+        steps.push_back({kind, 0, from_slot, slot[size_t(y)]});
         ++operations;
       } else {
         members.push_back(y);
@@ -339,7 +339,7 @@ void Fused::Parts::build(const Tape& tape) {
         for (uint32_t k = header.results() + header.operands(); k-- > 0; ++w)
           words.push_back(uint32_t(global[stream.words[w]]));
       }
-      steps.push_back({of_rows ? Step::rows : Step::elements, begin, words.size()});
+      steps.push_back({of_rows ? Step::rows : Step::elements, begin});
       pool.free.insert(pool.free.end(), temporary.begin(), temporary.end());
     }
     // slots that nobody reads after this stage; two values may share one
@@ -512,12 +512,8 @@ void Fused::Parts::run(const Elements<T>& elements, std::span<const std::byte* c
         }
         for (const Step& step : steps) {
           switch (step.kind) {
-            case Step::elements:
-              interpreter.many(words.data() + step.begin, words.data() + step.end, memory, size_t(width));
-              break;
-            case Step::rows:
-              interpreter.many(words.data() + step.begin, words.data() + step.end, row_memory, size_t(row_width));
-              break;
+            case Step::elements: interpreter.many(words.data() + step.begin, memory, size_t(width)); break;
+            case Step::rows: interpreter.many(words.data() + step.begin, row_memory, size_t(row_width)); break;
             case Step::sum: elements.row_sum(memory + step.from * width, m, n, row_memory + step.to * row_width); break;
             case Step::max: elements.row_max(memory + step.from * width, m, n, row_memory + step.to * row_width); break;
             case Step::across:
