@@ -127,41 +127,53 @@ constexpr int sums = lanes / N;
 // Rows of x. Not more: they are read from the first cache again and again.
 constexpr int dot_tile = HWY_TARGET == HWY_AVX3 ? 4 : HWY_TARGET == HWY_AVX2 ? 3 : 1;
 
-// One row of W and M of x. rest: the last k % 32 values of those of x, then zeros.
-template <class T, int M>
-HWY_INLINE void dot(const T* w, const float* x, int64_t x_row, const float (*rest)[lanes], int64_t k, float* y,
-                    int64_t y_row, const float* bias) {
-  V sum[M][sums];
-  unrolled<M>([&](auto r) HWY_ATTR { unrolled<sums>([&](auto s) HWY_ATTR { sum[r][s] = hn::Zero(d); }); });
-  const auto add = [&](const T* a, const float* b, int64_t b_row) HWY_ATTR {
+// Rows of W at once, far apart: memory gives two streams at a time more than one.
+constexpr int streams(int m) { return m * sums <= (HWY_TARGET == HWY_AVX3 ? 8 : 4) ? 2 : 1; }
+
+// R rows of W, `apart` rows from each other, and M of x. rest: the last k % 32 values of those of x, then zeros.
+template <class T, int M, int R>
+HWY_INLINE void dot(const MatvecBlock& block, int64_t j, int64_t apart, const float* x, const float (*rest)[lanes],
+                    float* y) {
+  const T* const w = static_cast<const T*>(block.w) + j * block.w_row;
+  const int64_t k = block.k, next = apart * block.w_row;
+  V sum[R][M][sums];
+  unrolled<R * M * sums>([&](auto s) HWY_ATTR { sum[s / (M * sums)][s / sums % M][s % sums] = hn::Zero(d); });
+  const auto add = [&](const T* a, int64_t a_row, const float* b, int64_t b_row) HWY_ATTR {
     unrolled<sums>([&](auto s) HWY_ATTR {
-      const V v = load(a + s * N);
-      unrolled<M>([&](auto r)
-                      HWY_ATTR { sum[r][s] = hn::MulAdd(v, hn::LoadU(d, b + int64_t(r) * b_row + s * N), sum[r][s]); });
+      V v[R];
+      unrolled<R>([&](auto q) HWY_ATTR { v[q] = load(a + int64_t(q) * a_row + s * N); });
+      unrolled<M>([&](auto r) HWY_ATTR {
+        const V here = hn::LoadU(d, b + int64_t(r) * b_row + s * N);
+        unrolled<R>([&](auto q) HWY_ATTR { sum[q][r][s] = hn::MulAdd(v[q], here, sum[q][r][s]); });
+      });
     });
   };
   int64_t i = 0;
   for (; i + lanes <= k; i += lanes) {
-    for (size_t line = 0; line < lanes * sizeof(T); line += 64) prefetch(w + i + line / sizeof(T));
-    add(w + i, x + i, x_row);
+    for (int q = 0; q < R; ++q)
+      for (size_t line = 0; line < lanes * sizeof(T); line += 64) prefetch(w + q * next + i + line / sizeof(T));
+    add(w + i, next, x + i, block.x_row);
   }
   if (i < k) {
-    T last[lanes] = {};
-    std::copy(w + i, w + k, last);
-    add(last, rest[0], lanes);
+    T last[R][lanes] = {};
+    for (int q = 0; q < R; ++q) std::copy(w + q * next + i, w + q * next + k, last[q]);
+    add(last[0], lanes, rest[0], lanes);
   }
-  unrolled<M>([&](auto r) HWY_ATTR {
-    const float total = folded(sum[r]);
-    y[int64_t(r) * y_row] = bias ? total + *bias : total;
+  unrolled<R * M>([&](auto s) HWY_ATTR {
+    constexpr int q = s / M, r = s % M;
+    const int64_t column = j + q * apart;
+    const float total = folded(sum[q][r]);
+    y[r * block.y_row + column] = block.bias ? total + block.bias[column] : total;
   });
 }
 
 template <class T, int M>
 HWY_FLATTEN void dots_of_rows(const MatvecBlock& b, int64_t first, int64_t last, int64_t i,
                               const float (*rest)[lanes]) {
-  for (int64_t j = first; j < last; ++j)
-    dot<T, M>(static_cast<const T*>(b.w) + j * b.w_row, b.x + i * b.x_row, b.x_row, rest, b.k, b.y + i * b.y_row + j,
-              b.y_row, b.bias ? b.bias + j : nullptr);
+  constexpr int R = streams(M);
+  const int64_t apart = (last - first) / R;
+  for (int64_t j = first; j < first + apart; ++j) dot<T, M, R>(b, j, apart, b.x + i * b.x_row, rest, b.y + i * b.y_row);
+  for (int64_t j = first + R * apart; j < last; ++j) dot<T, M, 1>(b, j, 0, b.x + i * b.x_row, rest, b.y + i * b.y_row);
 }
 
 template <class T>
