@@ -23,6 +23,7 @@
 #include "cli/progress.h"
 #include "dense/io/files.h"
 #include "dense/io/json.h"
+#include "dense/train/records.h"
 #include "dense/train/trainer.h"
 
 namespace dense::cli {
@@ -195,19 +196,14 @@ State state_of(const Run& run) {
   if (!fs::exists(run.folder / "run.json")) return state;
   const Json records = read_object(run.folder / "run.json");
   if (const Json* status = records.find("status")) state.status = status->text;
-  const std::string file = (run.folder / "metrics.jsonl").string();
-  const std::string all = fs::exists(file) ? read_file(file) : "";
+  const fs::path file = run.folder / "metrics.jsonl";
   std::vector<double> losses;
-  const auto number = [](const Json& json) -> std::optional<double> {  // none: it was not finite
-    if (json.kind != Json::number) return {};
-    return std::strtod(json.text.c_str(), nullptr);
-  };
-  for (size_t begin = 0, end = 0; (end = all.find('\n', begin)) != all.npos; begin = end + 1) {
-    const Json line = parse_json(std::string_view(all).substr(begin, end - begin), file);
-    if (const Json* step = line.find("step")) state.step = int64_t(number(*step).value_or(0));
-    if (const Json* loss = line.find("loss"); loss && number(*loss)) losses.push_back(*number(*loss));
-    if (const Json* validation = line.find("validation")) state.validation = number(*validation);
-  }
+  if (fs::exists(file))
+    each_metric(file, [&](const Metric& m) {
+      state.step = int64_t(m.step);
+      if (m.name == "loss" && !std::isnan(m.value)) losses.push_back(m.value);
+      if (m.name == "validation") state.validation = std::isnan(m.value) ? std::nullopt : std::optional(m.value);
+    });
   const size_t count = std::min<size_t>(50, losses.size());
   double sum = 0;
   for (size_t i = losses.size() - count; i < losses.size(); ++i) sum += losses[i];

@@ -1,6 +1,7 @@
 #include "dense/io/json.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 
@@ -108,6 +109,14 @@ Json parse_json(std::string_view text, const std::string& file) {
   Reader reader(file);
   nlohmann::json::sax_parse(text.begin(), text.end(), &reader);
   return std::move(reader.root);
+}
+
+double number_of(const Json& value, const std::string& where) {
+  double number = 0;
+  const char* const end = value.text.data() + value.text.size();
+  if (value.kind != Json::number || std::from_chars(value.text.data(), end, number).ptr != end)
+    fail(where, ": expected a number, got ", shown(value));
+  return number;
 }
 
 std::string to_text(const Json& value, int indent) {

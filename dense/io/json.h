@@ -22,6 +22,9 @@ struct Json {
 // Throws Error, in one line that starts with `file`, the text's name.
 Json parse_json(std::string_view text, const std::string& file);
 
+// Throws Error, which starts with `where`, unless it is a number.
+double number_of(const Json& value, const std::string& where);
+
 // With an `indent`, as Python's json.dumps(value, indent=indent) writes it; without, on one line without spaces.
 std::string to_text(const Json& value, int indent = 0);
 

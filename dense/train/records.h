@@ -9,6 +9,7 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -46,5 +47,15 @@ class Records {
   double flushed_ = 0, report_due_ = 0;     // when, in seconds
   bool failed_ = false;
 };
+
+struct Metric {
+  double step;
+  std::string_view name;
+  double value;  // NaN: it was not finite, or is a text
+  std::string_view text = {};
+};
+
+// What metrics.jsonl says, line by line. A last line without an end is still being written. Throws Error.
+void each_metric(const std::filesystem::path& file, const std::function<void(const Metric&)>& f);
 
 }  // namespace dense

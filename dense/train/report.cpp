@@ -12,6 +12,7 @@
 #include "dense/io/files.h"
 #include "dense/io/json.h"
 #include "dense/scalar/error.h"
+#include "dense/train/records.h"
 
 namespace dense {
 
@@ -76,14 +77,6 @@ struct Series {
   }
 };
 
-double number_of(const Json& value, const std::string& where) {
-  double number = 0;
-  const char* const end = value.text.data() + value.text.size();
-  if (value.kind != Json::number || std::from_chars(value.text.data(), end, number).ptr != end)
-    fail(where, ": expected a number, got ", shown(value));
-  return number;
-}
-
 // What metrics.jsonl says, in the order of its first lines.
 struct Metrics {
   std::vector<std::pair<std::string, Series>> series;
@@ -94,17 +87,6 @@ struct Metrics {
     while (same != series.end() && same->first != name) ++same;
     if (same == series.end()) same = series.insert(same, {std::string(name), {}});
     same->second.add(step, value, value, value);
-  }
-  void add(std::string_view line, const std::string& where) {
-    const Json json = parse_json(line, where);
-    const Json* const step = json.find("step");
-    if (!step) fail(where, R"(: expected an object with a "step", got )", shown(json));
-    const double at = number_of(*step, where);
-    for (const Json& item : json.items) {
-      if (item.name == "step" || item.kind == Json::null) continue;  // null: infinite, or no number
-      if (item.kind == Json::string) samples.emplace_back(at, item.text);
-      else add(at, item.name, number_of(item, where));
-    }
   }
   std::string json() const {
     std::string all = "{";
@@ -122,37 +104,12 @@ struct Metrics {
   }
 };
 
-// A line as Records writes most: a step, then numbers, which are finite. That is read here ten times as fast as by
-// parse_json, since it is read again and again while a run goes on. False for any other line.
-bool read_numbers(std::string_view line, std::vector<std::pair<std::string_view, double>>& to) {
-  to.clear();
-  const char *p = line.data(), *const end = p + line.size();
-  for (std::string_view before = "{\""; std::string_view(p, end).starts_with(before); before = ", \"") {
-    const char* const name = p + before.size();
-    const char* const quote = std::find(name, end, '"');
-    if (end - quote < 4 || quote[1] != ':' || quote[2] != ' ' || std::find(name, quote, '\\') != quote) return false;
-    double value = 0;
-    const auto [stop, error] = std::from_chars(quote + 3, end, value);
-    if (error != std::errc{} || !std::isfinite(value)) return false;
-    to.emplace_back(std::string_view(name, quote), value);
-    p = stop;
-  }
-  return std::string_view(p, end) == "}" && !to.empty() && to[0].first == "step";
-}
-
 Metrics read_metrics(const fs::path& file) {
-  const std::string all = read_file(file);
   Metrics metrics;
-  std::vector<std::pair<std::string_view, double>> numbers;
-  size_t number = 0;
-  // A last line without an end is still being written.
-  for (size_t begin = 0, end = 0; (end = all.find('\n', begin)) != all.npos; begin = end + 1) {
-    const std::string_view line = std::string_view(all).substr(begin, end - begin);
-    ++number;
-    if (!read_numbers(line, numbers)) metrics.add(line, text(file.string(), ": line ", number));
-    else
-      for (const auto& [name, value] : std::span(numbers).subspan(1)) metrics.add(numbers[0].second, name, value);
-  }
+  each_metric(file, [&](const Metric& m) {
+    if (m.text.data()) metrics.samples.emplace_back(m.step, m.text);
+    else if (!std::isnan(m.value)) metrics.add(m.step, m.name, m.value);
+  });
   return metrics;
 }
 

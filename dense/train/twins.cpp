@@ -1,12 +1,12 @@
 #include "dense/train/twins.h"
 
 #include <algorithm>
-#include <charconv>
 
 #include "dense/io/files.h"
 #include "dense/io/hub.h"
 #include "dense/io/json.h"
 #include "dense/scalar/error.h"
+#include "dense/train/records.h"
 
 namespace dense {
 
@@ -49,14 +49,12 @@ void check_alike(const Twins::Twin& a, const Twins::Twin& b) {
 // The losses that a run's records tell, up to a step.
 std::vector<double> recorded_losses(const fs::path& run, int64_t steps) {
   std::vector<double> losses;
-  const std::string file = (run / "metrics.jsonl").string(), all = read_file(file);
-  for (size_t begin = 0; begin < all.size() && int64_t(losses.size()) < steps;) {
-    const size_t end = std::min(all.find('\n', begin), all.size());
-    const Json line = parse_json(std::string_view(all).substr(begin, end - begin), file);
-    if (const Json* loss = line.find("loss")) losses.push_back(std::strtof(loss->text.c_str(), nullptr));
-    begin = end + 1;
-  }
-  if (int64_t(losses.size()) != steps) fail(file, ": expected the losses of ", steps, " steps, got ", losses.size());
+  const fs::path file = run / "metrics.jsonl";
+  each_metric(file, [&](const Metric& m) {
+    if (m.name == "loss" && int64_t(losses.size()) < steps) losses.push_back(float(m.value));
+  });
+  if (int64_t(losses.size()) != steps)
+    fail(file.string(), ": expected the losses of ", steps, " steps, got ", losses.size());
   return losses;
 }
 
