@@ -142,7 +142,7 @@ struct Program::Parts {
   size_t best_block() const {
     const size_t lane = size_t(slots + 1) * unit(), vector = streams ? interpreter.vector : 8;
     if (!streams) return std::clamp<size_t>((1 << 20) / lane / vector, 1, 16) * 8;  // half a second level cache
-    const size_t in_first = (24 << 10) / lane / vector, in_second = std::min<size_t>(4, (3 << 20) / lane / vector);
+    const size_t in_first = (24 << 10) / lane / vector, in_second = std::min<size_t>(4, (13 << 18) / lane / vector);
     return std::clamp<size_t>(std::max(in_first, in_second), 1, 512 / vector) * vector;
   }
 
