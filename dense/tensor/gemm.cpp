@@ -16,7 +16,8 @@
 namespace dense {
 namespace {
 
-inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+inline int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 
 // Does a copy pay? None of these numbers changes a bit.
 inline bool copies_b(const Gemm& g) {
@@ -28,7 +29,24 @@ inline bool copies_a(const Gemm& g) { return g.type == Dtype::bf16 || (g.m >= 24
 // Floats of a copy. 64: the widest panel there might be.
 inline int64_t b_copy_size(const Gemm& g) { return std::min(g.k, k_block) * round_up(std::min(g.n, n_block), 64); }
 constexpr int64_t a_copy_row = k_block + 16;  // rows apart by an odd number of cache lines
-constexpr int64_t a_copy_size = m_block * a_copy_row;
+constexpr int64_t a_part = 96;                // rows whose copies may be a column after the other
+inline int64_t a_copy_size(const Gemm& g) { return round_up(std::min(g.m, m_block), a_part) * a_copy_row; }
+
+// Memory that will be read soon: `left` pieces of `width` bytes, `pitch` bytes apart.
+struct Ahead {
+  const char* p = nullptr;
+  int64_t left = 0, width = 0, pitch = 0, at = 0;
+
+  // Asks for the next line of it. The last byte: what precedes it in its line, the piece before has asked for.
+  void fetch_line() {
+    if (left == 0) return;
+    at = std::min(at + 64, width);
+    __builtin_prefetch(p + at - 1, 0, 2);
+    if (at < width) return;
+    at = 0;
+    if (--left > 0) p += pitch;
+  }
+};
 
 }  // namespace
 }  // namespace dense
@@ -50,6 +68,9 @@ constexpr int rows = HWY_TARGET == HWY_AVX3 ? 12 : HWY_TARGET == HWY_AVX2 ? 6 : 
 constexpr int vectors = 2;
 constexpr int columns = vectors * N;
 
+// Steps from one request for memory to the next. A tile has as many lines of C as k_block has such stretches.
+constexpr int64_t stretch = 16;
+
 // f(0), ..., f(K - 1) without a loop, so that arrays of vectors stay in registers.
 template <size_t K, class F>
 HWY_INLINE void unrolled(const F& f) {
@@ -66,6 +87,7 @@ struct Tile {
   int64_t k;
   bool add;  // to what c holds
   int last;  // columns of the last vector
+  Ahead* ahead;
 };
 
 // The first n < N values; nothing is read beyond them.
@@ -92,21 +114,29 @@ HWY_FLATTEN void run_tile(const Tile& t) {
   const float* a[groups];
   unrolled<groups>([&](auto g) HWY_ATTR { a[g] = t.a + 4 * int64_t(g) * row; });
   const float* b = t.b;
-  if (t.k >= 64)  // C will have arrived when it is needed
-    unrolled<R>([&](auto r) HWY_ATTR {
-      unrolled<W>([&](auto w) HWY_ATTR { __builtin_prefetch(t.c + int64_t(r) * t.c_row + w * N, 1); });
-    });
-  for (int64_t k = t.k; k > 0; --k) {
-    V y[W];
-    unrolled<W>([&](auto w) HWY_ATTR { y[w] = load(b + w * N, w); });
-    if constexpr (W > vectors) unrolled<W>([&](auto w) HWY_ATTR { hwy::Prefetch(b + 8 * t.b_row + w * N); });
-    unrolled<R>([&](auto r) HWY_ATTR {
-      const float* p = a[r / 4];
-      const V x = hn::Set(d, *(r % 4 == 0 ? p : r % 4 == 1 ? p + row : r % 4 == 2 ? p + 2 * row : p + row3));
-      unrolled<W>([&](auto w) HWY_ATTR { sum[r][w] = hn::MulAdd(x, y[w], sum[r][w]); });
-    });
-    unrolled<groups>([&](auto g) HWY_ATTR { a[g] += step; });
-    b += t.b_row;
+  // C will have arrived when it is needed. All of its lines at once would keep those of A and B waiting.
+  int line = 0;
+  const auto fetch_c = [&]() HWY_ATTR {
+    __builtin_prefetch(t.c + int64_t(line / W) * t.c_row + line % W * N, 1);
+    ++line;
+  };
+  if (t.k >= 64)
+    while (line + t.k / stretch < R * W) fetch_c();
+  for (int64_t left = t.k; left > 0; left -= stretch) {
+    t.ahead->fetch_line();
+    if (line < R * W) fetch_c();
+    for (int64_t k = std::min(stretch, left); k > 0; --k) {
+      V y[W];
+      unrolled<W>([&](auto w) HWY_ATTR { y[w] = load(b + w * N, w); });
+      if constexpr (W > vectors) unrolled<W>([&](auto w) HWY_ATTR { hwy::Prefetch(b + 8 * t.b_row + w * N); });
+      unrolled<R>([&](auto r) HWY_ATTR {
+        const float* p = a[r / 4];
+        const V x = hn::Set(d, *(r % 4 == 0 ? p : r % 4 == 1 ? p + row : r % 4 == 2 ? p + 2 * row : p + row3));
+        unrolled<W>([&](auto w) HWY_ATTR { sum[r][w] = hn::MulAdd(x, y[w], sum[r][w]); });
+      });
+      unrolled<groups>([&](auto g) HWY_ATTR { a[g] += step; });
+      b += t.b_row;
+    }
   }
 
   V bias[W];
@@ -254,11 +284,11 @@ HWY_NOINLINE void copy_columns_of_b(const T* b, int64_t b_col, int64_t k, int64_
     }
 }
 
-// A as it lies, but closer together: rows a_copy_row apart, or columns m_block apart.
+// A as it lies, but closer together: rows a_copy_row apart, or columns a_part apart.
 template <class T>
-HWY_NOINLINE void copy_block_of_a(const T* a, int64_t a_row, int64_t a_col, int64_t m, int64_t k, float* to) {
+HWY_NOINLINE void copy_part_of_a(const T* a, int64_t a_row, int64_t a_col, int64_t m, int64_t k, float* to) {
   if (a_row == 1)
-    for (int64_t i = 0; i < k; ++i) copy_row(a + i * a_col, m, to + i * m_block);
+    for (int64_t i = 0; i < k; ++i) copy_row(a + i * a_col, m, to + i * a_part);
   else
     for (int64_t i = 0; i < m; ++i) copy_row(a + i * a_row, k, to + i * a_copy_row);
 }
@@ -295,41 +325,62 @@ HWY_NOINLINE void round_to_bf16(const Gemm& g, const float* sums) {
   }
 }
 
+// What is to be copied of B from row k and column j on, or nothing beyond the last row.
+template <class B>
+Ahead ahead_of(const B* b, const Gemm& g, int64_t k, int64_t j, int64_t n_step) {
+  if (k >= g.k) return {};
+  const auto* const p = reinterpret_cast<const char*>(b + k * g.b_row + j * g.b_col);
+  const int64_t size = sizeof(B), rows_left = std::min(k_block, g.k - k), columns_left = std::min(n_step, g.n - j);
+  if (g.b_col == 1) return {p, rows_left, columns_left * size, g.b_row * size};
+  return {p, columns_left, rows_left * size, g.b_col * size};
+}
+
 template <class A, class B>
 HWY_INLINE void run(const Gemm& g, float* scratch) {
   const bool copy_b = copies_b(g), copy_a = copies_a(g), round = g.c_type == Dtype::bf16;
   float* const b_copy = scratch;
   float* const a_copy = b_copy + (copy_b ? b_copy_size(g) : 0);
-  float* const sums = a_copy + (copy_a ? a_copy_size : 0);
+  float* const sums = a_copy + (copy_a ? a_copy_size(g) : 0);
   const A* const a = static_cast<const A*>(g.a);
   const B* const b = static_cast<const B*>(g.b);
   float* const c = round ? sums : static_cast<float*>(g.c);
   const float* const bias = round ? nullptr : static_cast<const float*>(g.bias);
 
+  Ahead ahead;
   Tile t{};
+  t.ahead = &ahead;
   t.a_row = !copy_a ? g.a_row : g.a_row == 1 ? 1 : a_copy_row;
-  t.a_col = !copy_a ? g.a_col : g.a_row == 1 ? m_block : 1;
+  t.a_col = !copy_a ? g.a_col : g.a_row == 1 ? a_part : 1;
   t.b_row = copy_b ? columns : g.b_row;
   t.c_row = round ? n_block : g.c_row;
-  const int64_t m_step = copy_a ? m_block : g.m;
-  for (int64_t j = 0; j < g.n; j += n_block)
+  // Where many rows wait for a copy of B, a panel at a time; few are done before the next lines could arrive.
+  const int64_t n_step = !copy_b ? g.n : g.m >= a_part ? columns : n_block;
+  const int64_t m_step = copy_a ? round_up(ceil_div(g.m, ceil_div(g.m, m_block)), rows) : g.m;
+  for (int64_t i0 = 0; i0 < g.m; i0 += m_step)
     for (int64_t k = 0; k == 0 || k < g.k; k += k_block) {  // once where there is nothing to sum
-      const int64_t n = std::min(n_block, g.n - j);
+      const int64_t m = std::min(m_step, g.m - i0);
       t.k = std::min(k_block, g.k - k);
       t.add = k > 0 || (g.accumulate && !round);
-      t.bias = bias && k + k_block >= g.k ? bias + j : nullptr;
-      const B* const b_here = b + k * g.b_row + j * g.b_col;
-      if (copy_b && g.b_col == 1) copy_rows_of_b(b_here, g.b_row, t.k, n, b_copy);
-      else if (copy_b) copy_columns_of_b(b_here, g.b_col, t.k, n, b_copy);
-      t.b = copy_b ? b_copy : reinterpret_cast<const float*>(b_here);
-      for (int64_t i0 = 0; i0 < g.m; i0 += m_step) {
-        const int64_t m = std::min(m_step, g.m - i0);
-        const A* const a_here = a + i0 * g.a_row + k * g.a_col;
-        if (copy_a) copy_block_of_a(a_here, g.a_row, g.a_col, m, t.k, a_copy);
-        t.a = copy_a ? a_copy : reinterpret_cast<const float*>(a_here);
-        t.c = c + i0 * t.c_row + j;
-        for (int64_t i = 0; i < m; i += rows, t.a += rows * t.a_row, t.c += rows * t.c_row)
+      const A* const a_here = a + i0 * g.a_row + k * g.a_col;
+      for (int64_t i = 0; copy_a && i < m; i += a_part)
+        copy_part_of_a(a_here + i * g.a_row, g.a_row, g.a_col, std::min(a_part, m - i), t.k, a_copy + i * a_copy_row);
+      for (int64_t j = 0; j < g.n; j += n_step) {
+        const int64_t n = std::min(n_step, g.n - j);
+        const B* const b_here = b + k * g.b_row + j * g.b_col;
+        if (copy_b && g.b_col == 1) copy_rows_of_b(b_here, g.b_row, t.k, n, b_copy);
+        else if (copy_b) copy_columns_of_b(b_here, g.b_col, t.k, n, b_copy);
+        if (copy_b) {
+          const bool last = j + n_step >= g.n;
+          ahead = ahead_of(b, g, last ? k + k_block : k, last ? 0 : j + n_step, n_step);
+        }
+        t.b = copy_b ? b_copy : reinterpret_cast<const float*>(b_here);
+        t.bias = bias && k + k_block >= g.k ? bias + j : nullptr;
+        for (int64_t i = 0; i < m; i += rows) {
+          t.a = copy_a ? a_copy + i / a_part * a_part * a_copy_row + i % a_part * t.a_row
+                       : reinterpret_cast<const float*>(a_here) + i * t.a_row;
+          t.c = c + (i0 + i) * t.c_row + j;
           tiles_of_rows(t, std::min<int64_t>(rows, m - i), n, copy_b ? columns * t.k : columns, !copy_b);
+        }
       }
     }
   if (round) round_to_bf16(g, sums);
@@ -351,7 +402,7 @@ HWY_AFTER_NAMESPACE();
 namespace dense {
 
 int64_t gemm_scratch(const Gemm& g) {
-  return (copies_b(g) ? b_copy_size(g) : 0) + (copies_a(g) ? a_copy_size : 0) +
+  return (copies_b(g) ? b_copy_size(g) : 0) + (copies_a(g) ? a_copy_size(g) : 0) +
          (g.c_type == Dtype::bf16 ? g.m * n_block : 0);
 }
 

@@ -30,8 +30,8 @@ struct Gemm {
 };
 
 inline constexpr int64_t k_block = 384;  // products in a chain
-inline constexpr int64_t n_block = 768;  // columns of B copied at a time: with k_block, what stays in the second cache
-inline constexpr int64_t m_block = 96;   // rows of A copied at a time
+inline constexpr int64_t m_block = 576;  // rows of A copied at a time: with k_block, half of the second cache
+inline constexpr int64_t n_block = 768;  // columns of B copied at a time for a few rows, and at most of C in bf16
 
 // The floats of scratch that `g` needs, a multiple of 16.
 int64_t gemm_scratch(const Gemm& g);
