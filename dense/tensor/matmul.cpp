@@ -54,7 +54,10 @@ void check(const MatmulSpec& s, int threads) {
 constexpr int64_t worth_sharing = 1 << 18;
 // Blocks for each thread: enough for those that finish early to take over from the others.
 constexpr int64_t tasks_each = 4;
-// Blocks are not cut smaller than this to make more of them: each copies all of its B.
+// But each block copies all of its A and B. Where n alone gives every thread a block of fair_n columns, m stays whole,
+// and the threads have more than one block each if those are of wide_n columns.
+constexpr int64_t wide_n = 1024, fair_n = 384;
+// Blocks are not cut smaller than this to make more of them.
 constexpr int64_t least_m = 192, least_n = 64;
 // Nor larger than this where C is bf16 and its sums wait in scratch.
 constexpr int64_t most_m = 504;
@@ -75,9 +78,13 @@ Matmul::Matmul(const MatmulSpec& spec, Isa isa, int threads)
   if (batch_ * products == 0) return;
 
   const bool sums_wait = spec_.c_type == Dtype::bf16;
-  int64_t m_blocks = sums_wait ? ceil_div(m, most_m) : 1, n_blocks = sums_wait || !alone_ ? ceil_div(n, n_block) : 1;
-  if (!alone_) {  // cut n, then m, then n again
+  int64_t m_blocks = sums_wait ? ceil_div(m, most_m) : 1, n_blocks = sums_wait ? ceil_div(n, n_block) : 1;
+  const int64_t equal_n = threads * std::clamp<int64_t>(n / (threads * wide_n), 1, tasks_each);
+  if (!alone_ && batch_ == 1 && n >= equal_n * fair_n) {
+    n_blocks = std::max(n_blocks, equal_n);
+  } else if (!alone_) {  // cut n, then m, then n again
     const int64_t want = tasks_each * threads;
+    n_blocks = ceil_div(n, n_block);
     m_blocks = std::max(m_blocks, std::min(ceil_div(want, batch_ * n_blocks), m / least_m));
     n_blocks = std::max(n_blocks, std::min(ceil_div(want, batch_ * m_blocks), n / least_n));
   }
