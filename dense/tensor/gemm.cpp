@@ -27,7 +27,7 @@ inline bool copies_b(const Gemm& g) {
 inline bool copies_a(const Gemm& g) { return g.type == Dtype::bf16 || (g.m >= 24 && g.n >= 128); }
 
 // Floats of a copy. 64: the widest panel there might be.
-inline int64_t b_copy_size(const Gemm& g) { return std::min(g.k, k_block) * round_up(std::min(g.n, n_block), 64); }
+inline int64_t b_copy_size(const Gemm& g) { return std::min(g.k, k_block) * 64; }
 constexpr int64_t a_copy_row = k_block + 16;  // rows apart by an odd number of cache lines
 constexpr int64_t a_part = 96;                // rows whose copies may be a column after the other
 inline int64_t a_copy_size(const Gemm& g) { return round_up(std::min(g.m, m_block), a_part) * a_copy_row; }
@@ -325,14 +325,14 @@ HWY_NOINLINE void round_to_bf16(const Gemm& g, const float* sums) {
   }
 }
 
-// What is to be copied of B from row k and column j on, or nothing beyond the last row.
+// The panel of B from row k and column j on, where it lies; nothing beyond the last row.
 template <class B>
-Ahead ahead_of(const B* b, const Gemm& g, int64_t k, int64_t j, int64_t n_step) {
+Ahead panel_of(const B* b, const Gemm& g, int64_t k, int64_t j) {
   if (k >= g.k) return {};
   const auto* const p = reinterpret_cast<const char*>(b + k * g.b_row + j * g.b_col);
-  const int64_t size = sizeof(B), rows_left = std::min(k_block, g.k - k), columns_left = std::min(n_step, g.n - j);
-  if (g.b_col == 1) return {p, rows_left, columns_left * size, g.b_row * size};
-  return {p, columns_left, rows_left * size, g.b_col * size};
+  const int64_t size = sizeof(B), high = std::min(k_block, g.k - k), wide = std::min<int64_t>(columns, g.n - j);
+  if (g.b_col == 1) return {p, high, wide * size, g.b_row * size};
+  return {p, wide, high * size, g.b_col * size};
 }
 
 template <class A, class B>
@@ -353,8 +353,7 @@ HWY_INLINE void run(const Gemm& g, float* scratch) {
   t.a_col = !copy_a ? g.a_col : g.a_row == 1 ? a_part : 1;
   t.b_row = copy_b ? columns : g.b_row;
   t.c_row = round ? n_block : g.c_row;
-  // Where many rows wait for a copy of B, a panel at a time; few are done before the next lines could arrive.
-  const int64_t n_step = !copy_b ? g.n : g.m >= a_part ? columns : n_block;
+  const int64_t n_step = copy_b ? columns : g.n;
   const int64_t m_step = copy_a ? round_up(ceil_div(g.m, ceil_div(g.m, m_block)), rows) : g.m;
   for (int64_t i0 = 0; i0 < g.m; i0 += m_step)
     for (int64_t k = 0; k == 0 || k < g.k; k += k_block) {  // once where there is nothing to sum
@@ -371,7 +370,7 @@ HWY_INLINE void run(const Gemm& g, float* scratch) {
         else if (copy_b) copy_columns_of_b(b_here, g.b_col, t.k, n, b_copy);
         if (copy_b) {
           const bool last = j + n_step >= g.n;
-          ahead = ahead_of(b, g, last ? k + k_block : k, last ? 0 : j + n_step, n_step);
+          ahead = panel_of(b, g, last ? k + k_block : k, last ? 0 : j + n_step);
         }
         t.b = copy_b ? b_copy : reinterpret_cast<const float*>(b_here);
         t.bias = bias && k + k_block >= g.k ? bias + j : nullptr;

@@ -7,10 +7,11 @@
 // the same rule holds; where C is bf16, the whole sum, then the bias, then what C held are added before one rounding.
 //
 // What makes it fast (Goto & van de Geijn 2008). A tile of C, rows x columns, stays in registers for a block of k. Each
-// step loads a row of B, `columns` values, and broadcasts one value of A for each of `rows`. First B is copied,
-// into panels of `columns` where each row follows the last, if that pays: always when k is its adjacent dimension (the
-// copy transposes) or its type is bf16, else when many rows of A will read it. A is copied as it lies, only closer
-// together, when many columns of B will meet it.
+// step loads a row of B, `columns` values, and broadcasts one value of A for each of `rows`. A is copied first, as it
+// lies but closer together, if many columns of B will meet it: the second cache keeps up to m_block rows of the block of
+// k. Then B is copied, a panel of `columns` at a time in which each row follows the last, if that pays: always when k is
+// its adjacent dimension (the copy transposes) or its type is bf16, else when many rows of A will read it. While the
+// tiles of a panel are computed they ask, line by line, for the memory of the next panel, and each for its part of C.
 #pragma once
 
 #include "dense/scalar/kernels.h"
@@ -31,7 +32,7 @@ struct Gemm {
 
 inline constexpr int64_t k_block = 384;  // products in a chain
 inline constexpr int64_t m_block = 576;  // rows of A copied at a time: with k_block, half of the second cache
-inline constexpr int64_t n_block = 768;  // columns of B copied at a time for a few rows, and at most of C in bf16
+inline constexpr int64_t n_block = 768;  // columns of C at most where it is bf16
 
 // The floats of scratch that `g` needs, a multiple of 16.
 int64_t gemm_scratch(const Gemm& g);
