@@ -351,13 +351,28 @@ class Worker {
     return factor;
   }
 
+  // Asks for rows that will be read soon: in other threads' caches, and each far from the next, they are slow to come.
+  HWY_INLINE void prefetch(Rows rows, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < head_dim; j += 64 / int64_t(sizeof(T)))
+        __builtin_prefetch(rows.p + i * rows.stride + j, 0, 2);
+  }
+
+  HWY_INLINE void prefetch_keys(int64_t b, int64_t h, int64_t key, int64_t last) const {
+    const int64_t keys = std::min(block_end(key), last) - key;
+    prefetch(rows_at(call.k, spec.k, b, key, h / group), keys);
+    prefetch(rows_at(call.v, spec.v, b, key, h / group), keys);
+  }
+
   // Queries t .. t + count - 1 of one head.
   void forward_many(int64_t b, int64_t h, int64_t t, int64_t count) const {
     T *qt = by_dim(0), *out = by_dim(1), *p = square(0), *m = row(0), *sum = row(1), *first = row(2), *last = row(3);
     const int64_t width = vectors(count), position = call.start(b) + t;
     const KeyRange all = call.row(b), low = keys_of(spec, position, all),
                    high = keys_of(spec, position + count - 1, all);
+    if (low.first < high.last) prefetch_keys(b, h, block_begin(low.first, all), high.last);
     lanes_from_rows(at(call.q, spec.q, b, t, h), spec.q.time, count, qt);
+    if (t >= block) prefetch(rows_at(call.q, spec.q, b, t - block, h), block);  // which comes next
     ranges(position, all, width * n, first, last);
     for (int64_t i = 0; i < width * n; i += n) {
       hn::StoreU(hn::Set(d, lowest), d, m + i);
@@ -367,6 +382,7 @@ class Worker {
     for (int64_t key = block_begin(low.first, all); key < high.last; key = block_end(key), begun = true) {
       const int64_t keys = std::min(block_end(key), high.last) - key;
       const Rows k = rows_at(call.k, spec.k, b, key, h / group), v = rows_at(call.v, spec.v, b, key, h / group);
+      if (block_end(key) < high.last) prefetch_keys(b, h, block_end(key), high.last);
       multiply(keys, head_dim, {k.p, k.stride, 1}, qt, block, p, block, width, false);
       with_cap_and_mask(key < high.first || key + keys > low.last, [&](auto capped, auto masked) HWY_ATTR {
         for (int64_t i = 0; i < width * n; i += n) {
