@@ -44,7 +44,7 @@ struct Constants<double> {
   static constexpr double ln2_hi = 0x1.62e42fefa38p-1, ln2_lo = 0x1.ef35793c7673p-45;  // ln2_hi ends in zeros
   static constexpr double exp_limit = 708;                          // exp(x) is normal for |x| below,
   static constexpr double exp_clamp = 760;                          // and 0 or infinite from here on
-  static constexpr double softmax_limit = 700;                      // exp of four below it, their sum, its inverse are normal
+  static constexpr double softmax_limit = 700;                      // four exp below it, their sum and its inverse: normal
   static constexpr double step = 0x1p128, step_log2 = 128;          // from numbers out of range into it
   static constexpr double log_limit = 1000;                         // |log2(x)| below is no special case
   static constexpr double tanh_one = 22, erf_one = 6;               // where these functions round to 1

@@ -1,5 +1,6 @@
 // A stream: a tape as words, one operation after the other, to be interpreted for a block of lanes at a time. Every
-// result has a slot, which is used again once nobody will read it: what a program touches stays in the cache. For graphs that are deep, and for many lanes; code.h has the other way, for operations side by side.
+// result has a slot, which is used again once nobody will read it: what a program touches stays in the cache. For graphs
+// that are deep, and for many lanes; code.h has the other way, for operations side by side.
 #pragma once
 
 #include "dense/scalar/kernels.h"
