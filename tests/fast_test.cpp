@@ -322,7 +322,7 @@ TEST(Fast, SoftmaxHasTheSameBitsWhateverTheOtherLanesHoldAndIsAccurate) {
         const double most =
             Numbers{1, 30, 90, 900}[round / 4 % 4];  // such that the largest need not, or has to, be taken off
         for (double& v : in) v = float(std::ldexp(double(random() >> 11), -53) * most - most / 2);
-        in[0] -= Numbers{0, 20, 75, 600}[round % 4];
+        in[0] = float(in[0] - Numbers{0, 20, 75, 600}[round % 4]);
         in[1] = Numbers{2000, nan, inf, -inf}[round % 4];  // in lane 1
         program.run({.inputs = in, .values = values, .lanes = int(lanes)});
         for (size_t lane = 0; lane < lanes; ++lane) {
