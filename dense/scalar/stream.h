@@ -32,7 +32,8 @@ struct Header {
     return {kernel | products << 8 | singles << 20};
   }
 
-  // Kernels are an Op or, for the commonest counts, one of their own.
+  // Kernels are an Op or, for the commonest counts, one of their own. They go from stop, 0, to 255: a switch over all of a
+  // byte's values looks nothing up out of range, and needs no check of that.
   uint32_t kernel() const { return word & 255; }
   static constexpr uint32_t mix_kernel(uint32_t products, uint32_t singles) { return 128 + 5 * products + singles; }
   static constexpr uint32_t softmax_kernel(uint32_t count) { return 150 + count; }       // of 2, 3, 4
