@@ -16,9 +16,6 @@
 namespace dense {
 namespace {
 
-inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
-inline int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
-
 // Does a copy pay? None of these numbers changes a bit.
 inline bool copies_b(const Gemm& g) {
   if (g.b_type == Dtype::bf16 || (g.b_col != 1 && g.n > 1)) return true;

@@ -34,6 +34,9 @@ inline constexpr int64_t k_block = 384;  // products in a chain
 inline constexpr int64_t m_block = 576;  // rows of A copied at a time: with k_block, half of the second cache
 inline constexpr int64_t n_block = 768;  // columns of C at most where it is bf16
 
+inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+inline int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
+
 // The floats of scratch that `g` needs, a multiple of 16.
 int64_t gemm_scratch(const Gemm& g);
 

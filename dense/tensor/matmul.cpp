@@ -8,9 +8,6 @@ namespace dense {
 
 namespace {
 
-int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
-int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
-
 // f64 exists for gradient checks: each sum in order of k, then the bias, then what C held.
 void gemm_f64(const Gemm& g, float*) {
   constexpr int64_t width = 64;

@@ -11,9 +11,6 @@ namespace dense {
 
 namespace {
 
-int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
-int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
-
 void check(const MatvecSpec& s, int threads) {
   const auto shape = [&] {
     return text("matvec (", s.m, ", ", s.k, ") ", name(s.weights), " ",
