@@ -265,7 +265,8 @@ TEST(MatmulThreads, DoNotChangeBits) {
   for (Isa isa : isas())
     for (Dtype type : {Dtype::f32, Dtype::bf16})
       for (bool b_transposed : {false, true})
-        for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 2000, 300}, {300, 70, 300}, {64, 401, 520}}) {
+        for (const auto& [m, n, k] :
+             {std::array<int64_t, 3>{1, 2000, 300}, {300, 70, 300}, {64, 401, 520}, {600, 66, 400}}) {
           const Product run(Case{m, n, k, false, b_transposed, type, type, false, true}.spec());
           const Buffer c = run(isa, one);
           EXPECT_TRUE(same_bits(c, run(isa, two)) && same_bits(c, run(isa, three))) << dense::name(isa) << m;
@@ -302,7 +303,7 @@ TEST(Matmul, TakesOtherSizesThanPlannedWithTheBitsOfTheirOwnPlans) {
   for (Isa isa : isas())
     for (Dtype type : {Dtype::f32, Dtype::bf16, Dtype::f64})
       for (bool a_transposed : {false, true})
-        for (const auto& [planned, n] : {std::pair<int64_t, int64_t>{1, 20}, {40, 27}, {40, 400}}) {
+        for (const auto& [planned, n] : {std::pair<int64_t, int64_t>{1, 20}, {40, 27}, {40, 400}, {400, 400}}) {
           if (isa == Isa::portable && n > 27) continue;  // slow
           const Product most(Case{130, n, 420, a_transposed, true, type, type, false, true}.spec());
           MatmulSpec spec = most.spec;
@@ -475,6 +476,17 @@ TEST(Threads, TellATaskItsThread) {
       EXPECT_EQ(++inside[thread], 1);  // nobody else has the same number at the same time
       --inside[thread];
     });
+}
+
+TEST(Threads, BeginWithTheirOwnTasks) {
+  Threads threads(4);
+  for (int i = 0; i < 50; ++i) {
+    std::atomic<int> begun = 0;
+    threads.run(8, [&](int task, int thread) {
+      EXPECT_TRUE(task % 2 == 1 || task == 2 * thread);
+      for (++begun; begun < 4;) std::this_thread::yield();  // until all have
+    });
+  }
 }
 
 TEST(Threads, ThrowInTheCallerWhatATaskThrew) {

@@ -51,8 +51,12 @@ void check(const MatmulSpec& s, int threads) {
 constexpr int64_t worth_sharing = 1 << 18;
 // Blocks for each thread: enough for those that finish early to take over from the others.
 constexpr int64_t tasks_each = 4;
-// But each block copies all of its A and B. Where n alone gives every thread a block of fair_n columns, m stays whole,
-// and the threads have more than one block each if those are of wide_n columns.
+// But each block copies all of its A and B. With rows of its own a thread finds A in its cache, where the product before
+// left it, but every thread copies all of B: worth it for up to this many columns for each row, fewer where the copy of B
+// transposes. These blocks are cut along n where many_n columns remain.
+constexpr int64_t columns_for_a_row = 8, columns_transposed = 2, many_n = 2048;
+// Else, where n alone gives every thread a block of fair_n columns, m stays whole, and the threads have more than one
+// block each if those are of wide_n columns.
 constexpr int64_t wide_n = 1024, fair_n = 384;
 // Blocks are not cut smaller than this to make more of them.
 constexpr int64_t least_m = 192, least_n = 64;
@@ -77,7 +81,12 @@ Matmul::Matmul(const MatmulSpec& spec, Isa isa, int threads)
   const bool sums_wait = spec_.c_type == Dtype::bf16;
   int64_t m_blocks = sums_wait ? ceil_div(m, most_m) : 1, n_blocks = sums_wait ? ceil_div(n, n_block) : 1;
   const int64_t equal_n = threads * std::clamp<int64_t>(n / (threads * wide_n), 1, tasks_each);
-  if (!alone_ && batch_ == 1 && n >= equal_n * fair_n) {
+  const int64_t most_n = m * (spec_.b_col == 1 ? columns_for_a_row : columns_transposed);
+  if (!alone_ && batch_ == 1 && m >= threads * least_m && n <= most_n) {
+    m_shares_ = threads;
+    m_blocks = round_up(m_blocks, m_shares_);
+    n_blocks = std::max(n_blocks, std::clamp<int64_t>(n / many_n, 1, tasks_each));
+  } else if (!alone_ && batch_ == 1 && n >= equal_n * fair_n) {
     n_blocks = std::max(n_blocks, equal_n);
   } else if (!alone_) {  // cut n, then m, then n again
     const int64_t want = tasks_each * threads;
@@ -85,8 +94,8 @@ Matmul::Matmul(const MatmulSpec& spec, Isa isa, int threads)
     m_blocks = std::max(m_blocks, std::min(ceil_div(want, batch_ * n_blocks), m / least_m));
     n_blocks = std::max(n_blocks, std::min(ceil_div(want, batch_ * m_blocks), n / least_n));
   }
-  // Whole tiles, so that narrow ones remain at the edges of C only.
-  if (m_blocks > 1) gemm_.m = round_up(ceil_div(m, m_blocks), 12);
+  // Whole tiles, so that narrow ones remain at the edges of C only; a third of one is nearly as good.
+  if (m_blocks > 1) gemm_.m = round_up(ceil_div(m, m_blocks), 4);
   if (n_blocks > 1) gemm_.n = round_up(ceil_div(n, n_blocks), 32);
   n_blocks_ = ceil_div(n, gemm_.n);
   if (ceil_div(m, gemm_.m) * n_blocks_ == 1)
@@ -113,11 +122,11 @@ Matmul::Operands Matmul::batch_element(int64_t index, Operands x) const {
 void Matmul::run_task(int64_t task, const Operands& all, std::byte* scratch) const {
   const int64_t size = int64_t(size_of(spec_.type)), c_size = int64_t(size_of(spec_.c_type));
   const int64_t b_size = int64_t(size_of(gemm_.b_type));
-  const int64_t m_blocks = ceil_div(all.m, gemm_.m);
-  const int64_t i = task % m_blocks * gemm_.m, j = task / m_blocks % n_blocks_ * gemm_.n;
+  const int64_t m_blocks = ceil_div(all.m, all.block_m);
+  const int64_t i = task / n_blocks_ % m_blocks * all.block_m, j = task % n_blocks_ * gemm_.n;
   const int64_t first = task / (m_blocks * n_blocks_) * batch_of_task_;
   Gemm g = gemm_;
-  g.m = std::min(g.m, all.m - i);
+  g.m = std::min(all.block_m, all.m - i);
   g.n = std::min(g.n, spec_.n - j);
   g.k = all.k;
   for (int64_t index = first; index < std::min(first + batch_of_task_, batch_); ++index) {
@@ -134,13 +143,16 @@ void Matmul::run(const void* a, const void* b, void* c, const void* bias, std::b
                  int64_t m, int64_t k) const {
   if (k > spec_.k) fail("matmul: planned for sums of up to ", spec_.k, ", got ", k);
   if (batch_ * m * spec_.n == 0) return;
+  const int64_t m_blocks = round_up(ceil_div(m, gemm_.m), m_shares_);
+  const int64_t block_m = std::min(gemm_.m, round_up(ceil_div(m, m_blocks), 4));
   const Operands all{static_cast<const std::byte*>(a),
                      static_cast<const std::byte*>(b),
                      static_cast<std::byte*>(c),
                      static_cast<const std::byte*>(bias),
                      m,
-                     k};
-  const int64_t tasks = ceil_div(batch_, batch_of_task_) * ceil_div(m, gemm_.m) * n_blocks_;
+                     k,
+                     block_m};
+  const int64_t tasks = ceil_div(batch_, batch_of_task_) * ceil_div(m, block_m) * n_blocks_;
   if (alone_) {
     for (int64_t task = 0; task < tasks; ++task) run_task(task, all, scratch);
     return;

@@ -57,7 +57,7 @@ class Matmul {
     const std::byte *a, *b;
     std::byte* c;
     const std::byte* bias;
-    int64_t m, k;
+    int64_t m, k, block_m;  // rows of a block of C
   };
   void run_task(int64_t task, const Operands& x, std::byte* scratch) const;
   Operands batch_element(int64_t index, Operands x) const;  // x moved to it
@@ -65,13 +65,13 @@ class Matmul {
   MatmulSpec spec_;
   Isa isa_;
   int threads_;
-  Gemm gemm_{};  // a block of C, but for the pointers
+  Gemm gemm_{};  // a block of C, the largest, but for the pointers
   RunGemm run_;
-  int64_t batch_ = 1;          // elements
-  int64_t batch_of_task_ = 1;  // elements in a task; where more than one, the blocks are the whole C
-  int64_t n_blocks_ = 1;
-  bool alone_ = true;          // too little work to share
-  size_t scratch_stride_ = 0;  // bytes for each thread
+  int64_t batch_ = 1;                    // elements
+  int64_t batch_of_task_ = 1;            // elements in a task; where more than one, the blocks are the whole C
+  int64_t m_shares_ = 1, n_blocks_ = 1;  // blocks along m are a multiple of m_shares_
+  bool alone_ = true;                    // too little work to share
+  size_t scratch_stride_ = 0;            // bytes for each thread
 };
 
 }  // namespace dense

@@ -37,6 +37,7 @@ bool spin(const F& condition) {
 
 Threads::Threads(int count) {
   if (count < 1) fail("Threads: expected a count of at least 1, got ", count);
+  shares_ = std::make_unique<Share[]>(size_t(count));
   workers_.reserve(size_t(count) - 1);
   for (int thread = 1; thread < count; ++thread) workers_.emplace_back([this, thread] { wait_for_jobs(thread); });
 }
@@ -51,14 +52,26 @@ Threads::~Threads() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+int Threads::take(int thread) {
+  constexpr uint64_t end = uint64_t(1) << 32;
+  for (int i = 0; i < count(); ++i) {
+    std::atomic<uint64_t>& tasks = shares_[size_t(thread + i) % size_t(count())].tasks;
+    for (uint64_t now = tasks; uint32_t(now) < now / end;) {
+      const uint64_t later = i == 0 ? now + 1 : now - end;  // its own from the front, others' from the back
+      if (tasks.compare_exchange_weak(now, later)) return int(i == 0 ? uint32_t(now) : later / end);
+    }
+  }
+  return -1;
+}
+
 void Threads::work(int thread) {
-  for (int task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < job_.tasks;) {
+  for (int task; (task = take(thread)) >= 0;) {
     try {
       job_.call(job_.f, task, thread);
     } catch (...) {
       std::lock_guard lock(failure_lock_);
       if (!failure_) failure_ = std::current_exception();
-      next_ = job_.tasks;
+      for (int t = 0; t < count(); ++t) shares_[size_t(t)].tasks = 0;
     }
   }
 }
@@ -66,7 +79,8 @@ void Threads::work(int thread) {
 void Threads::fork_join(const Job& job) {
   std::lock_guard run(one_run_);
   job_ = job;
-  next_ = 0;
+  const auto threads = uint64_t(count()), tasks = uint64_t(job.tasks);
+  for (uint64_t t = 0; t < threads; ++t) shares_[t].tasks = t * tasks / threads | (t + 1) * tasks / threads << 32;
   open_ = true;
   {
     std::lock_guard lock(sleep_);  // so that no worker falls asleep between a look at jobs_ and this

@@ -4,7 +4,8 @@
 //   threads.run(100, [&](int task) { ... });                             // returns when all 100 are done
 //   threads.run(100, [&](int task, int thread) { ... scratch[thread] }); // thread in 0 .. count - 1
 //
-// Tasks are handed out one by one, in order, to whoever is free. Nothing is allocated. Workers wait for the next run by
+// Each thread has a share of neighbouring tasks, the same in every run: what it wrote in one, its cache still holds in
+// the next. Whoever is done takes from the ends of other shares. Nothing is allocated. Workers wait for the next run by
 // spinning for a moment, then asleep.
 #pragma once
 
@@ -66,6 +67,7 @@ class Threads {
   }
 
   void fork_join(const Job& job);
+  int take(int thread);            // the next task of this thread; -1: none is left
   void work(int thread);           // takes tasks until none is left
   void wait_for_jobs(int thread);  // what a worker does all its life
 
@@ -74,8 +76,11 @@ class Threads {
   Job job_{};                      // written while it is not open and nobody is inside
   std::atomic<bool> open_{false};  // workers may come in; one that wakes up too late is not waited for
   std::atomic<int> inside_{0};     // workers that look at the job
-  std::atomic<int> next_{0};       // the next task
-  std::atomic<uint32_t> jobs_{0};  // counts jobs: workers wait for it to change
+  struct alignas(64) Share {
+    std::atomic<uint64_t> tasks{0};  // not yet begun: the first, and 2^32 times the end
+  };
+  std::unique_ptr<Share[]> shares_;  // one for each thread
+  std::atomic<uint32_t> jobs_{0};    // counts jobs: workers wait for it to change
   std::atomic<bool> stop_{false};
   std::mutex sleep_;  // for those who have spun long enough
   std::condition_variable wake_, done_;
