@@ -255,5 +255,27 @@ TEST(Tensor, AnyTensorHasAValue) {
   EXPECT_EQ(slice(x, 1, 1, 3).value(), (std::vector<float>{2, 3, 5, 6}));
 }
 
+TEST(Tensor, OnlyRowsAreThoseOfGatherAndTheRestIsNotComputed) {
+  for (Dtype type : {Dtype::f32, Dtype::bf16}) {
+    Graph graph(1);
+    graph.matmul_type = type;
+    const Tensor x = graph.input({2, 5, 64}), w = graph.input({64, 256}), v = graph.input({256, 64});
+    const Tensor bias = graph.input({256}), ids = graph.input({3}, Dtype::i32);
+    uint32_t seed = 0;
+    for (Tensor t : {x, w, v, bias}) fill(t, ++seed);
+    ids.set({9, 0, 3});
+    const Tensor all = matmul(x, w);                                 // whole: see below
+    const Tensor mixed = x + reshape(mean(all, {1, 2}), {2, 1, 1});  // of other rows, too
+    const Tensor y = layer_norm(mixed + matmul(gelu(matmul(mixed, w) + bias), v), 1e-5);
+    const Tensor rows = only_rows(y, ids), same = gather(reshape(y, {-1, 64}), ids);
+    EXPECT_EQ(rows.shape(), (Shape{3, 64}));
+    EXPECT_EQ(rows.value(), same.value());
+    const double one = 2 * 64 * 256;  // of a row, in one product
+    EXPECT_EQ(Plan({same}).flops(), 3 * 10 * one);
+    EXPECT_EQ(Plan({rows}).flops(), (10 + 2 * 3) * one);
+    EXPECT_EQ(Plan({only_rows(x, ids)}).flops(), 0);  // there is nothing to leave out
+  }
+}
+
 }  // namespace
 }  // namespace dense

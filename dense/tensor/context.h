@@ -86,11 +86,13 @@ struct Context {
   // What depends on the text alone: computed with it, and known to all steps.
   Tensor once(Tensor x);
 
-  // Of x (B, T, C) what the head is to see: all of it, or in generation each row's last token (B, 1, C).
+  // Of x (B, T, C) what the head is to see: all of it, or in generation each row's last token (B, 1, C), for which alone
+  // the last block's MLP is computed.
   Tensor last(Tensor x) const {
     if (!wanted) return x;
+    const Tensor rows = only_rows(x, wanted);
     x.graph().streams_weights = true;  // for few rows
-    return reshape(gather(reshape(x, {-1, x.size(2)}), wanted), {-1, 1, x.size(2)});
+    return reshape(rows, {-1, 1, x.size(2)});
   }
 
   int dropouts = 0, entries = 0;

@@ -586,6 +586,66 @@ Tensor gather(Tensor table, Tensor ids, int64_t still) {
   return graph.append(std::move(node));
 }
 
+Tensor only_rows(Tensor x, Tensor ids) {
+  Graph& graph = x.graph();
+  const int64_t rows = x.count() / x.size(-1), n = ids.count();
+  const auto in_rows = [&](const Shape& s) { return s.size() > 1 && count_of(s) == rows * s.back(); };
+  const auto of_some = [&](Shape s) {  // the shape for those rows
+    std::fill(s.begin(), s.end() - 1, 1);
+    s.front() = n;
+    return s;
+  };
+  // Whether a row of a node is a function of the same row of its operand k, rather than of all of it.
+  const auto by_row = [&](const TensorNode& y, size_t k) {
+    const Shape& s = graph.node(y.operands[k]).shape;
+    return y.kind == Kind::map ? in_rows(s) && s.size() == y.shape.size() : k == 0;
+  };
+  const auto can_be_some = [&](const TensorNode& y) {
+    if (!in_rows(y.shape)) return false;
+    if (y.kind == Kind::matmul) return y.shape.size() == 2;
+    if (y.kind == Kind::view) {
+      const auto& [offset, strides] = std::get<View>(y.detail);
+      const Shape& base = graph.node(y.operands[0]).shape;
+      return offset == 0 && is_row_major(y.shape, strides) && in_rows(base) && base.back() == y.shape.back();
+    }
+    if (y.kind != Kind::map || std::get<Map>(y.detail).keep == Keep::columns) return false;
+    for (size_t k = 0; k < y.operands.size(); ++k) {
+      const Tensor operand(&graph, y.operands[k]);
+      const bool same_for_all = operand.rank() == 0 || operand.count() == operand.size(-1);
+      if (by_row(y, k) ? is_never_stored(operand) : !same_for_all) return false;
+    }
+    return true;
+  };
+  std::vector<char> some(size_t(graph.nodes()), 0), all = some;  // what is needed of a node, by x and by others
+  some[size_t(x.id())] = 1;
+  for (int32_t id = graph.nodes(); id-- > 0;) {
+    const TensorNode& y = graph.node(id);
+    if (y.kind == Kind::assign || (some[size_t(id)] && !can_be_some(y))) all[size_t(id)] = 1;
+    if (!some[size_t(id)] && !all[size_t(id)]) continue;
+    const bool only_some = some[size_t(id)] && !all[size_t(id)];
+    for (size_t k = 0; k < y.operands.size(); ++k) (only_some && by_row(y, k) ? some : all)[size_t(y.operands[k])] = 1;
+  }
+  std::vector<Tensor> result(size_t(x.id()) + 1);
+  for (int32_t id = 0; id <= x.id(); ++id) {
+    if (!some[size_t(id)]) continue;
+    TensorNode y = graph.node(id);
+    const Shape shape = of_some(y.shape);
+    if (all[size_t(id)]) {
+      const Tensor y_rows = gather(reshape(Tensor(&graph, id), {rows, -1}), ids);
+      result[size_t(id)] = reshape(y_rows.dtype() == y.dtype ? y_rows : cast(y_rows, y.dtype), shape);
+    } else if (y.kind == Kind::view) {
+      result[size_t(id)] = reshape(result[size_t(y.operands[0])], shape);
+    } else {
+      for (size_t k = 0; k < y.operands.size(); ++k)
+        if (by_row(y, k)) y.operands[k] = result[size_t(y.operands[k])].id();
+      y.shape = shape;
+      if (Map* const map = std::get_if<Map>(&y.detail)) map->space = of_some(map->space);
+      result[size_t(id)] = graph.append(std::move(y));
+    }
+  }
+  return reshape(result.back(), {n, -1});
+}
+
 Tensor attention(Tensor q, Tensor k, Tensor v, AttentionOptions options, Tensor lengths, Tensor starts, KeyValues cache,
                  Tensor firsts) {
   Graph& graph = common_graph("attention", std::array{q, k, v});

@@ -286,6 +286,9 @@ Tensor matmul(Tensor a, Tensor b);
 // Row ids[i] of table (V, C), for each i: (ids..., C). Of a row `still` the gradient is 0, as PyTorch has it of padding.
 // Running throws Error for an id that is no row.
 Tensor gather(Tensor table, Tensor ids, int64_t still = -1);
+// gather(reshape(x, {-1, C}), ids) for x (..., C), to the same bits: of products and maps that nothing but x needs so
+// far, only these rows are computed.
+Tensor only_rows(Tensor x, Tensor ids);
 // Scaled dot product attention: q (B, T, H, D), k and v (B, S, H_kv, D) -> (B, T, H, D), where H_kv divides H. lengths
 // (B) i32: only so many keys of a row are seen, from the one that firsts (B) i32 says on; starts (B) i32: the position of
 // a row's first query. With a cache, inputs, k and v of the token at position p are first written to its place p, if it
