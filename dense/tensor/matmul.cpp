@@ -62,6 +62,8 @@ constexpr int64_t wide_n = 1024, fair_n = 384;
 constexpr int64_t least_m = 192, least_n = 64;
 // Nor larger than this where C is bf16 and its sums wait in scratch.
 constexpr int64_t most_m = 504;
+// Their columns make whole tiles; of rows, a third of a tile at the edge is nearly as good.
+constexpr int64_t step_m = 4, step_n = 32;
 
 }  // namespace
 
@@ -94,9 +96,8 @@ Matmul::Matmul(const MatmulSpec& spec, Isa isa, int threads)
     m_blocks = std::max(m_blocks, std::min(ceil_div(want, batch_ * n_blocks), m / least_m));
     n_blocks = std::max(n_blocks, std::min(ceil_div(want, batch_ * m_blocks), n / least_n));
   }
-  // Whole tiles, so that narrow ones remain at the edges of C only; a third of one is nearly as good.
-  if (m_blocks > 1) gemm_.m = round_up(ceil_div(m, m_blocks), 4);
-  if (n_blocks > 1) gemm_.n = round_up(ceil_div(n, n_blocks), 32);
+  if (m_blocks > 1) gemm_.m = round_up(ceil_div(m, m_blocks), step_m);
+  if (n_blocks > 1) gemm_.n = round_up(ceil_div(n, n_blocks), step_n);
   n_blocks_ = ceil_div(n, gemm_.n);
   if (ceil_div(m, gemm_.m) * n_blocks_ == 1)
     batch_of_task_ = std::clamp<int64_t>(worth_sharing / 4 / products, 1, batch_);
@@ -144,7 +145,7 @@ void Matmul::run(const void* a, const void* b, void* c, const void* bias, std::b
   if (k > spec_.k) fail("matmul: planned for sums of up to ", spec_.k, ", got ", k);
   if (batch_ * m * spec_.n == 0) return;
   const int64_t m_blocks = round_up(ceil_div(m, gemm_.m), m_shares_);
-  const int64_t block_m = std::min(gemm_.m, round_up(ceil_div(m, m_blocks), 4));
+  const int64_t block_m = std::min(gemm_.m, round_up(ceil_div(m, m_blocks), step_m));
   const Operands all{static_cast<const std::byte*>(a),
                      static_cast<const std::byte*>(b),
                      static_cast<std::byte*>(c),
