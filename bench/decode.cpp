@@ -108,10 +108,10 @@ int bench_decode_command(const Call& call) {
     const int threads = model.threads()->count();
     const double f32 = matmul_rate(false, threads), bf16 = matmul_rate(true, threads);
     fmt::print(
-        "prefill: {:.0f} tok/s ({} tokens in {:.3f} s), {:.0f} GFLOP/s; oneDNN's products {:.0f} in f32 and "
-        "{:.0f} in bf16: {:.1f} %\n",
-        config.prefill / fastest, config.prefill, fastest, flops / fastest * 1e-9, f32 * 1e-9, bf16 * 1e-9,
-        100 * flops / fastest / std::max(f32, bf16));
+        "prefill: {:.0f} tok/s ({} tokens in {:.3f} s), {:.0f} GFLOP/s; oneDNN's products {:.0f} in f32 and {} in "
+        "bf16: {:.1f} %\n",
+        config.prefill / fastest, config.prefill, fastest, flops / fastest * 1e-9, f32 * 1e-9,
+        bf16 > 0 ? fmt::format("{:.0f}", bf16 * 1e-9) : "none", 100 * flops / fastest / std::max(f32, bf16));
     if (config.profile > 0) fmt::print("{}", config.profile > 1 ? plan.summary() : plan.totals());
   }
   return 0;

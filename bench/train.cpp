@@ -78,7 +78,9 @@ int bench_train_command(const Call& call) {
   }
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2], tokens = double(config.batch) * config.time;
-  const double rate = matmul_rate(bf16, threads), ceiling = rate / plan.flops() * tokens;
+  double rate = matmul_rate(bf16, threads);
+  if (rate == 0) rate = matmul_rate(false, threads);  // bf16 is computed in f32
+  const double ceiling = rate / plan.flops() * tokens;
   fmt::print("  {:.1f} tok/s (median of {} steps, fastest {:.1f}), {:.1f} GFLOP/s\n", tokens / median, times.size(),
              tokens / times[0], plan.flops() / median * 1e-9);
   fmt::print("  ceiling {:.1f} tok/s = {:.1f} GFLOP a step at the {:.1f} GFLOP/s of oneDNN: {:.1f} % reached\n",
