@@ -598,4 +598,19 @@ TEST_F(Commands, TimesDecodingAndAPrompt) {
   refused({"--dtype", "int3"}, "--dtype: expected as-stored, f32, bf16, int8 or int4, got int3");
 }
 
+// oneDNN is told to do without AVX-512, and so without products of bfloat16.
+TEST_F(Commands, CompareWithFloat32WhereOneDnnHasNoBfloat16) {
+  const std::map<std::string, std::string> avx2 = {{"ONEDNN_MAX_CPU_ISA", "AVX2"}};
+  const Outcome decode =
+      run({"bench", "decode", "m", "--tokens", "2", "--rounds", "1", "--prefill", "8"}, {.environment = avx2});
+  EXPECT_EQ(decode.exit_code, 0) << decode.err;
+  EXPECT_TRUE(contains(decode.out, " in f32 and none in bf16: ")) << decode.out;
+  const Outcome train = run({"bench", "train", "--precision", "bf16", "--time", "8", "--steps", "1", "--n_layer", "1",
+                             "--n_embd", "8", "--n_head", "2", "--vocab_size", "16"},
+                            {.environment = avx2});
+  EXPECT_EQ(train.exit_code, 0) << train.err;
+  EXPECT_TRUE(contains(train.out, " GFLOP/s of oneDNN: ")) << train.out;
+  EXPECT_FALSE(contains(train.out, " 0.0 GFLOP/s of oneDNN")) << train.out;
+}
+
 }  // namespace
