@@ -55,11 +55,16 @@ constexpr D d;
 constexpr I di;
 constexpr int N = int(hn::MaxLanes(D()));
 
-// f(0), ..., f(K - 1) without a loop, so that arrays of vectors stay in registers.
+// f(0), ..., f(K - 1) without a loop, so that arrays of vectors stay in registers. Single numbers may as well wait in
+// memory: there a loop takes less compiling.
 template <size_t K, class F>
 HWY_INLINE void unrolled(const F& f) {
-  [&]<size_t... k>(std::index_sequence<k...>) HWY_ATTR { (f(std::integral_constant<size_t, k>()), ...); }
-  (std::make_index_sequence<K>());
+  if constexpr (N == 1) {
+    for (size_t k = 0; k < K; ++k) f(k);
+  } else {
+    [&]<size_t... k>(std::index_sequence<k...>) HWY_ATTR { (f(std::integral_constant<size_t, k>()), ...); }
+    (std::make_index_sequence<K>());
+  }
 }
 
 // f(std::integral_constant<int, m>()) for m in 1 .. most.
@@ -160,7 +165,7 @@ HWY_INLINE void dot(const MatvecBlock& block, int64_t j, int64_t apart, const fl
     add(last[0], lanes, rest[0], lanes);
   }
   unrolled<R * M>([&](auto s) HWY_ATTR {
-    constexpr int q = s / M, r = s % M;
+    const auto q = int64_t(s / M), r = int64_t(s % M);
     const int64_t column = j + q * apart;
     const float total = folded(sum[q][r]);
     y[r * block.y_row + column] = block.bias ? total + block.bias[column] : total;
