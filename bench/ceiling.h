@@ -12,8 +12,8 @@ inline double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// The best rate that oneDNN shows for products of GPT-2's sizes, each thread on one of its own, in FLOP/s. 0 for
-// bf16 where the processor has too little for it.
+// The best rate that oneDNN shows for products of GPT-2's sizes, each thread on one of its own, in FLOP/s. 0: it
+// has none in bf16 for this processor.
 double matmul_rate(bool bf16, int threads);
 
 // The rate at which all threads together read memory from end to end, in bytes/s: the best of several short passes over
