@@ -194,6 +194,9 @@ class Worker {
   static HWY_INLINE void multiply(int64_t rows, int64_t inner, Numbers<T> a, const T* b, int64_t b_row, T* c,
                                   int64_t c_row, int64_t width, bool add) {
     constexpr size_t most = many_registers ? 4 : 2;
+    if constexpr (!many_registers)
+      if (rows == 1)  // all sums there is room for: each waits for the one before
+        for (; width >= 8; width -= 8, b += 8 * n, c += 8 * n) tile<1, 8>(inner, a, b, b_row, c, c_row, add);
     for (; width >= int64_t(most); width -= most, b += int64_t(most) * n, c += int64_t(most) * n)
       multiply<most>(rows, inner, a, b, b_row, c, c_row, add);
     if constexpr (most > 2) {
@@ -428,10 +431,16 @@ class Worker {
       std::copy_n(at(call.q, spec.q, b, i / group, kv_head * group + i % group), head_dim, q + i * head_dim);
     std::fill_n(m, block, lowest);
     std::fill_n(sum, block, T(0));
+    const auto prefetch_next_keys = [&](int64_t key, int64_t h) HWY_ATTR {
+      prefetch(rows_at(call.k, spec.k, b, key, h), std::min(block_end(key), high.last) - key);
+    };
     bool begun = false;
     for (int64_t key = block_begin(low.first, all); key < high.last; key = block_end(key), begun = true) {
       const int64_t keys = std::min(block_end(key), high.last) - key, width = vectors(keys);
       const T* v = at(call.v, spec.v, b, key, kv_head);
+      prefetch(rows_at(call.v, spec.v, b, key, kv_head), keys);
+      if (block_end(key) < high.last) prefetch_next_keys(block_end(key), kv_head);
+      else if (kv_head + 1 < spec.kv_heads) prefetch_next_keys(block_begin(low.first, all), kv_head + 1);
       lanes_from_rows(at(call.k, spec.k, b, key, kv_head), spec.k.time, keys, kt);
       multiply(rows, head_dim, {q, head_dim, 1}, kt, block, p, block, width, false);
       with_cap([&](auto capped) HWY_ATTR {
@@ -1063,8 +1072,18 @@ void Attention::forward(const void* q, const void* k, const void* v, const int32
   const int64_t items = brief_     ? (s.batch * s.heads + kernels_.lanes - 1) / kernels_.lanes
                         : call.few ? s.batch * s.kv_heads
                                    : s.batch * s.heads * call.query_blocks();
-  const int64_t lanes = call.few ? s.queries * call.group() : std::min(block, s.queries);
-  run(kernels_.forward, call, items, 50 + lanes * s.keys * (s.head_dim + 8) / (brief_ ? 4 : 32), scratch, threads);
+  if (!call.few) {
+    const int64_t lanes = std::min(block, s.queries);
+    return run(kernels_.forward, call, items, 50 + lanes * s.keys * (s.head_dim + 8) / (brief_ ? 4 : 32), scratch,
+               threads);
+  }
+  int64_t keys = 0;  // of all rows, each a number from memory: of a cache there may be far fewer than it has room for
+  for (int64_t b = 0; b < s.batch; ++b) {
+    const auto [first, last] = keys_of(s, call.start(b) + s.queries - 1, call.row(b));
+    keys += std::max<int64_t>(last - first, 0);
+  }
+  const int64_t lanes = s.queries * call.group(), each = keys / std::max<int64_t>(s.batch, 1);
+  run(kernels_.forward, call, items, 50 + each * (s.head_dim + 8) * (lanes + 16) / 32, scratch, threads);
 }
 
 void Attention::backward(const void* q, const void* k, const void* v, const void* out, const void* lse,
