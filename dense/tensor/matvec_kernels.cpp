@@ -28,15 +28,6 @@ struct Half {  // f16
 
 constexpr int64_t in_second_cache = 512 << 10;  // bytes of W that stay there while tile after tile of x meets them
 
-// Asks memory for the line of W that is due some time from now: first into the second cache, which has more requests
-// under way than the first, then into the first.
-template <class T>
-[[gnu::always_inline]] inline void prefetch(const T* w) {
-  const auto* const p = reinterpret_cast<const std::byte*>(w);
-  __builtin_prefetch(p + 6144, 0, 2);
-  __builtin_prefetch(p + 2048, 0, 3);
-}
-
 }  // namespace
 }  // namespace dense
 #endif
@@ -54,6 +45,17 @@ using VI = hn::Vec<I>;
 constexpr D d;
 constexpr I di;
 constexpr int N = int(hn::MaxLanes(D()));
+constexpr bool avx3 = HWY_TARGET == HWY_AVX3, avx2 = HWY_TARGET == HWY_AVX2;
+
+// Asks memory for the line of W that is due some time from now: first into the second cache, which has more requests
+// under way than the first, then into the first. How long before was measured on a Xeon with AVX-512 and, with AVX2, on
+// an EPYC.
+template <class T>
+HWY_INLINE void prefetch(const T* w) {
+  const auto* const p = reinterpret_cast<const std::byte*>(w);
+  __builtin_prefetch(p + (avx3 ? 6144 : 12288), 0, 2);
+  __builtin_prefetch(p + (avx3 ? 2048 : 3072), 0, 3);
+}
 
 // f(0), ..., f(K - 1) without a loop, so that arrays of vectors stay in registers. Single numbers may as well wait in
 // memory: there a loop takes less compiling.
@@ -130,10 +132,10 @@ HWY_INLINE float folded(const V (&v)[count]) {
 constexpr int lanes = 32;  // sums side by side
 constexpr int sums = lanes / N;
 // Rows of x. Not more: they are read from the first cache again and again.
-constexpr int dot_tile = HWY_TARGET == HWY_AVX3 ? 4 : HWY_TARGET == HWY_AVX2 ? 3 : 1;
+constexpr int dot_tile = avx3 ? 4 : avx2 ? 3 : 1;
 
 // Rows of W at once, far apart: memory gives two streams at a time more than one.
-constexpr int streams(int m) { return m * sums <= (HWY_TARGET == HWY_AVX3 ? 8 : 4) ? 2 : 1; }
+constexpr int streams(int m) { return m * sums <= (avx3 ? 8 : 4) ? 2 : 1; }
 
 // R rows of W, `apart` rows from each other, and M of x. rest: the last k % 32 values of those of x, then zeros.
 template <class T, int M, int R>
@@ -205,9 +207,9 @@ void by_row(const MatvecBlock& b) {
 
 // ---- (k, n): rows of W times values of x, added up.
 
-constexpr int column_tile = HWY_TARGET == HWY_AVX3 ? 8 : 2;  // rows of x
-constexpr int row_step(int m) { return m > 4 ? 2 : 4; }      // rows of W at a time: with m values of x for each
-constexpr int64_t sums_size = 4096;                          // floats that wait in the first cache
+constexpr int column_tile = avx3 ? 8 : 2;                // rows of x
+constexpr int row_step(int m) { return m > 4 ? 2 : 4; }  // rows of W at a time: with m values of x for each
+constexpr int64_t sums_size = 4096;                      // floats that wait in the first cache
 
 // Adds R rows of W, times R values each of M rows of x, to sums. After them come `more` rows.
 template <class T, int M, int R>
@@ -234,7 +236,7 @@ HWY_INLINE void add_rows(const T* w, int64_t w_row, int64_t more, const float* x
     for (int64_t r = 0; r < R;
          ++r) {  // a loop: g++ takes a lambda that does no more than this for one that does nothing
       __builtin_prefetch(w + (far + r) * w_row + j, 0, 2);
-      __builtin_prefetch(w + (near + r) * w_row + j, 0, 3);
+      if (avx3) __builtin_prefetch(w + (near + r) * w_row + j, 0, 3);
     }
     unrolled<line / N>([&](auto u) HWY_ATTR { add(j + u * N, [](const T* p) HWY_ATTR { return load(p); }); });
   }
@@ -243,8 +245,8 @@ HWY_INLINE void add_rows(const T* w, int64_t w_row, int64_t more, const float* x
 
 template <class T, int M>
 HWY_FLATTEN void columns(const MatvecBlock& b, const float* x, float* y, float* sum) {
-  // A page of each row at a time, unless the sums of several rows of x need the room; all pieces nearly equal.
-  const int64_t most = M == 1 ? sums_size / int64_t(sizeof(T)) : sums_size / column_tile, n_all = b.last - b.first;
+  // As much of each row as there is room for, or with AVX-512 a page; all pieces nearly equal.
+  const int64_t most = sums_size / (M > 1 ? column_tile : avx3 ? int64_t(sizeof(T)) : 1), n_all = b.last - b.first;
   const int64_t pieces = std::max<int64_t>((n_all + most - 1) / most, 1);
   const int64_t width = ((n_all + pieces - 1) / pieces + 31) / 32 * 32;
   for (int64_t first = b.first; first < b.last; first += width) {
@@ -302,7 +304,7 @@ void by_column(const MatvecBlock& b) {
 // ---- q8 and q4.
 
 constexpr int strip_vectors = int(strip_rows) / N;  // of a strip's sums
-constexpr int quantised_tile = HWY_TARGET == HWY_AVX3 ? 8 : HWY_TARGET == HWY_AVX2 ? 2 : 1;
+constexpr int quantised_tile = avx3 ? 8 : avx2 ? 2 : 1;
 
 // Sums of products: for each of N rows, of the four bytes of weights with the four of x, added to a sum.
 #if HWY_TARGET == HWY_AVX3
@@ -315,16 +317,19 @@ HWY_INLINE Weights low_half(Weights w) { return {_mm512_and_si512(w.bytes, _mm51
 HWY_INLINE Weights high_half(Weights w) { return low_half({_mm512_srli_epi16(w.bytes, 4)}); }
 
 template <bool q4>
-struct Sum {
-  VI sum;
-  HWY_INLINE explicit Sum(int32_t start) : sum(hn::Set(di, start)) {}
-  HWY_INLINE void add(Weights w, const int8_t* x) {
-    // By hand: what this file is compiled for, as Highway has it, includes no VNNI. matvec_kernels() asks for it.
-    const auto& four = *reinterpret_cast<const int8_t(*)[4]>(x);
-    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum.raw) : "v"(w.bytes), "m"(four));
-  }
-  HWY_INLINE VI total(int32_t) const { return sum; }
-};
+HWY_INLINE VI begin(int32_t start) {
+  return hn::Set(di, start);
+}
+template <bool q4>
+HWY_INLINE void add(VI& sum, Weights w, const int8_t* x) {
+  // By hand: what this file is compiled for, as Highway has it, includes no VNNI. matvec_kernels() asks for it.
+  const auto& four = *reinterpret_cast<const int8_t(*)[4]>(x);
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum.raw) : "v"(w.bytes), "m"(four));
+}
+template <bool q4>
+HWY_INLINE VI end(VI sum, int32_t) {
+  return sum;
+}
 
 #elif HWY_TARGET == HWY_AVX2
 
@@ -336,27 +341,28 @@ HWY_INLINE Weights low_half(Weights w) { return {_mm256_and_si256(w.bytes, _mm25
 HWY_INLINE Weights high_half(Weights w) { return low_half({_mm256_srli_epi16(w.bytes, 4)}); }
 
 template <bool q4>
-struct Sum {
-  __m256i sum = _mm256_setzero_si256();  // q4: of 16 bits, of which 8 * 2 * 15 * 127 needs 15
-  HWY_INLINE explicit Sum(int32_t) {}
-  HWY_INLINE void add(Weights w, const int8_t* x) {
-    int32_t four;
-    std::memcpy(&four, x, 4);
-    const __m256i b = _mm256_set1_epi32(four);
-    if constexpr (q4) {
-      sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w.bytes, b));
-    } else {  // sizes of w by x with their signs: two products need no more than 16 bits
-      const __m256i a = _mm256_xor_si256(w.bytes, _mm256_set1_epi8(-128));
-      const __m256i two = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(two, _mm256_set1_epi16(1)));
-    }
+HWY_INLINE VI begin(int32_t) {
+  return hn::Zero(di);
+}
+template <bool q4>
+HWY_INLINE void add(VI& sum, Weights w, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  const __m256i b = _mm256_set1_epi32(four);
+  if constexpr (q4) {  // sums of 16 bits, of which 8 * 2 * 15 * 127 needs 15
+    sum.raw = _mm256_add_epi16(sum.raw, _mm256_maddubs_epi16(w.bytes, b));
+  } else {  // sizes of w by x with their signs: two products need no more than 16 bits
+    const __m256i a = _mm256_xor_si256(w.bytes, _mm256_set1_epi8(-128));
+    const __m256i two = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+    sum.raw = _mm256_add_epi32(sum.raw, _mm256_madd_epi16(two, _mm256_set1_epi16(1)));
   }
-  HWY_INLINE VI total(int32_t start) const {
-    if constexpr (q4)
-      return VI{_mm256_add_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), _mm256_set1_epi32(start))};
-    return VI{sum};
-  }
-};
+}
+template <bool q4>
+HWY_INLINE VI end(VI sum, int32_t start) {
+  if constexpr (q4)
+    return VI{_mm256_add_epi32(_mm256_madd_epi16(sum.raw, _mm256_set1_epi16(1)), _mm256_set1_epi32(start))};
+  return sum;
+}
 
 #else
 
@@ -378,15 +384,20 @@ HWY_INLINE Weights high_half(Weights w) {
 }
 
 template <bool q4>
-struct Sum {
-  alignas(64) int32_t sum[N];
-  HWY_INLINE explicit Sum(int32_t start) { std::fill_n(sum, N, start); }
-  HWY_INLINE void add(const Weights& w, const int8_t* x) {
-    for (int i = 0; i < N; ++i)
-      for (int b = 0; b < 4; ++b) sum[i] += w.bytes[4 * i + b] * x[b];
-  }
-  HWY_INLINE VI total(int32_t) const { return hn::Load(di, sum); }
-};
+HWY_INLINE VI begin(int32_t start) {
+  return hn::Set(di, start);
+}
+template <bool q4>
+HWY_INLINE void add(VI& sum, const Weights& w, const int8_t* x) {
+  alignas(64) int32_t products[N] = {};
+  for (int i = 0; i < N; ++i)
+    for (int b = 0; b < 4; ++b) products[i] += w.bytes[4 * i + b] * x[b];
+  sum = hn::Add(sum, hn::Load(di, products));
+}
+template <bool q4>
+HWY_INLINE VI end(VI sum, int32_t) {
+  return sum;
+}
 
 #endif
 
@@ -398,28 +409,37 @@ HWY_INLINE void strip(const std::byte* w, const QuantisedX* x, int64_t blocks, f
   unrolled<M>([&](auto r) HWY_ATTR { unrolled<strip_vectors>([&](auto v) HWY_ATTR { sum[r][v] = hn::Zero(d); }); });
   constexpr int64_t bytes = q4 ? 576 : 1088;
   for (int64_t block = 0; block < blocks; ++block, w += bytes, x += M) {
-    for (int64_t line = 0; line < bytes; line += 64) prefetch(w + line);
+    for (int64_t line = 0; line < bytes; line += 64) {
+      if constexpr (avx3) prefetch(w + line);
+      else __builtin_prefetch(w + 12 * bytes + line, 0, 2);
+    }
     const auto* const scales = reinterpret_cast<const Half*>(w);
     const auto* const lines = reinterpret_cast<const uint8_t*>(w + 64);
+    VI first[strip_vectors][M], second[strip_vectors][M];  // of the two groups
     unrolled<strip_vectors>([&](auto v) HWY_ATTR {
-      const auto finish = [&](const auto& total, size_t r, int group, V scale) HWY_ATTR {
-        const V products = hn::ConvertTo(d, total.total(x[r].start[group]));
-        sum[r][v] = hn::MulAdd(products, hn::Mul(scale, hn::Set(d, x[r].scale[group])), sum[r][v]);
-      };
-      [&]<size_t... r>(std::index_sequence<r...>) HWY_ATTR {
-        Sum<q4> first[M] = {Sum<q4>(x[r].start[0])...}, second[M] = {Sum<q4>(x[r].start[1])...};
-        unrolled<8>([&](auto q) HWY_ATTR {
-          const uint8_t* const line = lines + q * 64 + v * 4 * N;
-          const Weights here = load_weights(line);
-          const Weights a = q4 ? low_half(here) : here, b = q4 ? high_half(here) : load_weights(line + (q4 ? 0 : 512));
-          (first[r].add(a, x[r].x + 4 * q), ...);
-          (second[r].add(b, x[r].x + 32 + 4 * q), ...);
+      unrolled<M>([&](auto r)
+                      HWY_ATTR { first[v][r] = begin<q4>(x[r].start[0]), second[v][r] = begin<q4>(x[r].start[1]); });
+    });
+    const auto add_line = [&](auto q) HWY_ATTR {
+      unrolled<strip_vectors>([&](auto v) HWY_ATTR {
+        const uint8_t* const line = lines + q * 64 + v * 4 * N;
+        const Weights here = load_weights(line);
+        const Weights a = q4 ? low_half(here) : here, b = q4 ? high_half(here) : load_weights(line + (q4 ? 0 : 512));
+        unrolled<M>([&](auto r) HWY_ATTR {
+          add<q4>(first[v][r], a, x[r].x + 4 * q), add<q4>(second[v][r], b, x[r].x + 32 + 4 * q);
         });
-        const V scale0 = load(scales + v * N), scale1 = load(scales + 16 + v * N);
-        (finish(first[r], r, 0, scale0), ...);
-        (finish(second[r], r, 1, scale1), ...);
-      }
-      (std::make_index_sequence<size_t(M)>());
+      });
+    };
+    if constexpr (avx3) unrolled<8>(add_line);
+    else
+      for (int q = 0; q < 8; ++q) add_line(q);
+    unrolled<strip_vectors>([&](auto v) HWY_ATTR {
+      const V scale0 = load(scales + v * N), scale1 = load(scales + 16 + v * N);
+      const auto finish = [&](VI total, V scale, size_t r, int g) HWY_ATTR {
+        const V products = hn::ConvertTo(d, end<q4>(total, x[r].start[g]));
+        sum[r][v] = hn::MulAdd(products, hn::Mul(scale, hn::Set(d, x[r].scale[g])), sum[r][v]);
+      };
+      unrolled<M>([&](auto r) HWY_ATTR { finish(first[v][r], scale0, r, 0), finish(second[v][r], scale1, r, 1); });
     });
   }
   unrolled<strip_vectors>([&](auto v) HWY_ATTR {
@@ -504,7 +524,6 @@ void quantise(const float* x, int64_t x_row, int64_t first, int64_t last, int64_
 }  // namespace
 
 MatvecKernels kernels() {
-  constexpr bool avx3 = HWY_TARGET == HWY_AVX3, avx2 = HWY_TARGET == HWY_AVX2;
   return {by_row,
           by_column,
           add_parts,
