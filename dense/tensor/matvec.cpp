@@ -35,8 +35,6 @@ constexpr int64_t bytes_worth_sharing = 128 << 10, products_worth_sharing = 1 <<
 // Ranges of columns for each thread: enough for those that finish early to take over from the others, in pieces that
 // are worth a start of their own.
 constexpr int64_t most_tasks_each = 8, least_bytes = 64 << 10;
-// Of (k, n), as many columns if no thread is left without: parts of rows are not one stream of memory.
-constexpr int64_t least_columns = 1024;
 // Rows of x up to which sums of blocks of k are worth their memory.
 constexpr int64_t most_m_by_k = 8;
 // Values of x worth sharing when they are quantised.
@@ -62,8 +60,7 @@ Matvec::Matvec(const MatvecSpec& spec, Isa isa, int threads)
   }
   const int64_t k_parts = std::max<int64_t>(ceil_div(k, std::max<int64_t>(k_, 1)), 1);
   int64_t tasks = alone_ ? 1 : threads * std::clamp<int64_t>(bytes / threads / least_bytes, 1, most_tasks_each);
-  if (!alone_ && !spec_.by_row)
-    tasks = std::max(ceil_div(threads, k_parts), std::min(ceil_div(tasks, k_parts), n / least_columns));
+  if (!alone_ && !spec_.by_row) tasks = ceil_div(threads, k_parts);  // parts of rows are not one stream of memory
   columns_ = round_up(ceil_div(n, tasks), quantised ? strip_rows : spec_.by_row ? 4 : 32);
   tasks_ = k_parts * ceil_div(n, columns_);
 }
