@@ -1,7 +1,6 @@
 // The interpreter of streams (lanes.h) in float64.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "dense/scalar/interpreter_f64.cpp"
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
 #include <hwy/foreach_target.h>
 
 #include "dense/scalar/lanes.h"

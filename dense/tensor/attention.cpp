@@ -78,7 +78,6 @@ struct Areas {
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "dense/tensor/attention.cpp"
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
