@@ -360,6 +360,16 @@ class Worker {
         __builtin_prefetch(rows.p + i * rows.stride + j, 0, 2);
   }
 
+  // Something of each of their lines: so the machine's own prefetching sees what is to come, as it does not where many
+  // rows are read side by side.
+  HWY_INLINE V read_in_order(Rows rows, int64_t count) const {
+    V any = hn::Zero(d);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j + n <= head_dim; j += 64 / int64_t(sizeof(T)))
+        any = hn::Max(any, hn::LoadU(d, rows.p + i * rows.stride + j));
+    return any;
+  }
+
   HWY_INLINE void prefetch_keys(int64_t b, int64_t h, int64_t key, int64_t last) const {
     const int64_t keys = std::min(block_end(key), last) - key;
     prefetch(rows_at(call.k, spec.k, b, key, h / group), keys);
@@ -430,18 +440,14 @@ class Worker {
       std::copy_n(at(call.q, spec.q, b, i / group, kv_head * group + i % group), head_dim, q + i * head_dim);
     std::fill_n(m, block, lowest);
     std::fill_n(sum, block, T(0));
-    const auto prefetch_next_keys = [&](int64_t key, int64_t h) HWY_ATTR {
-      prefetch(rows_at(call.k, spec.k, b, key, h), std::min(block_end(key), high.last) - key);
-    };
     bool begun = false;
     for (int64_t key = block_begin(low.first, all); key < high.last; key = block_end(key), begun = true) {
       const int64_t keys = std::min(block_end(key), high.last) - key, width = vectors(keys);
       const T* v = at(call.v, spec.v, b, key, kv_head);
-      prefetch(rows_at(call.v, spec.v, b, key, kv_head), keys);
-      if (block_end(key) < high.last) prefetch_next_keys(block_end(key), kv_head);
-      else if (kv_head + 1 < spec.kv_heads) prefetch_next_keys(block_begin(low.first, all), kv_head + 1);
+      hn::StoreU(read_in_order(rows_at(call.k, spec.k, b, key, kv_head), keys), d, row(3));
       lanes_from_rows(at(call.k, spec.k, b, key, kv_head), spec.k.time, keys, kt);
       multiply(rows, head_dim, {q, head_dim, 1}, kt, block, p, block, width, false);
+      prefetch(rows_at(call.v, spec.v, b, key, kv_head), keys);
       with_cap([&](auto capped) HWY_ATTR {
         for (int64_t i = 0; i < rows; ++i) {
           const KeyRange range = keys_of(spec, position + i / group, all);
