@@ -260,6 +260,30 @@ TEST(Matvec, Avx512AndAvx2GiveTheSameBits) {
     }
 }
 
+// 32 chains of fused multiply-adds, in whatever order a kernel keeps them; then 16 sums, 8, 4, 2 and one.
+TEST(Matvec, SumsRowsAsItsContractSays) {
+  if (dense::best_isa() == Isa::portable) GTEST_SKIP() << "portable code rounds products";
+  Threads threads(2);
+  for (Isa isa : isas())
+    for (Dtype weights : {Dtype::f32, Dtype::bf16, Dtype::f16})
+      for (int64_t k : {1, 31, 32, 45, 64, 1000}) {
+        if (isa == Isa::portable) continue;
+        const Product run({3, 37, k, weights});
+        const Bytes y = run(isa, threads);
+        for (int64_t i = 0; i < 3; ++i)
+          for (int64_t j = 0; j < 37; ++j) {
+            float sums[32] = {};
+            for (int64_t at = 0; at < k; ++at)
+              sums[at % 32] =
+                  std::fma(float(run.values[size_t(j * k + at)]), run.x.floats()[i * run.x_row + at], sums[at % 32]);
+            for (int half = 16; half > 0; half /= 2)
+              for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+            ASSERT_EQ(y.floats()[i * run.y_row + j], sums[0] + run.bias.floats()[j])
+                << dense::name(isa) << " " << dense::name(weights) << " k " << k;
+          }
+      }
+}
+
 // So what decoding computes with a matrix (k, n) is what training and prefill compute with it.
 TEST(Matvec, HasTheBitsOfMatmulWhereWeightsAreByColumn) {
   Threads threads(2);

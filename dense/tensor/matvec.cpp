@@ -48,6 +48,8 @@ Matvec::Matvec(const MatvecSpec& spec, Isa isa, int threads)
   const int64_t m = spec_.m, n = spec_.n, k = spec_.k;
   const bool quantised = is_quantised(spec_.weights);
   if (quantised) scratch_bytes_ = size_t(round_up(m * ceil_div(k, quantised_block) * int64_t(sizeof(QuantisedX)), 64));
+  if (spec_.by_row && spec_.weights == Dtype::bf16 && kernels_.pair)
+    paired_row_ = round_up(k, 32), scratch_bytes_ = size_t(round_up(m * paired_row_ * int64_t(sizeof(float)), 64));
   if (m * n == 0) return;
   const int64_t bytes =
       quantised ? int64_t(quantised_bytes(spec_.weights, n, k)) : n * k * int64_t(size_of(spec_.weights));
@@ -84,6 +86,11 @@ void Matvec::run(const float* x, int64_t x_row, const void* w, float* y, int64_t
     const int64_t tile = kernels_.quantised_tile;
     if (alone_ || m <= tile || m * spec_.k < x_worth_sharing) quantise(0, m);
     else threads.run(int(ceil_div(m, tile)), [&](int i) { quantise(i * tile, (i + 1) * tile); });
+  }
+  if (paired_row_ > 0) {
+    auto* const paired = reinterpret_cast<float*>(scratch);
+    for (int64_t i = 0; i < m; ++i) kernels_.pair(x + i * x_row, spec_.k, paired + i * paired_row_);
+    x = paired, x_row = paired_row_;
   }
   auto* const parts = k_ < spec_.k ? reinterpret_cast<float*>(scratch) : nullptr;
   const int64_t column_tasks = ceil_div(spec_.n, columns_);

@@ -51,9 +51,10 @@ class Matvec {
   MatvecSpec spec_;
   MatvecKernels kernels_;
   int threads_;
-  bool alone_ = true;    // too little work to share
-  int64_t columns_ = 0;  // of y in a task
-  int64_t k_ = 0;        // in a task
+  bool alone_ = true;       // too little work to share
+  int64_t columns_ = 0;     // of y in a task
+  int64_t k_ = 0;           // in a task
+  int64_t paired_row_ = 0;  // floats of a row of x in pairs (MatvecKernels); 0: it stays as it is
   int64_t tasks_ = 0;
   size_t scratch_bytes_ = 0;
 };

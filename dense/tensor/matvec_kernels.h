@@ -46,7 +46,9 @@ struct MatvecBlock {
 };
 
 struct MatvecKernels {
-  void (*by_row)(const MatvecBlock&);     // f32, bf16, f16 (n, k)
+  void (*by_row)(const MatvecBlock&);  // f32, bf16, f16 (n, k)
+  // A row of k values of x in the order in which by_row wants it for bf16, a multiple of 32 of them; null: as it is.
+  void (*pair)(const float* x, int64_t k, float* to);
   void (*by_column)(const MatvecBlock&);  // f32, bf16, f16 (k, n)
   // y = the sum of `count` parts (m, n) [+ bias], in order: of what by_column gives for k_block rows of W each, it
   // makes what by_column gives for all.
