@@ -93,8 +93,8 @@ HWY_INLINE V load(const Half* p) {
   }
 }
 
-// bf16 by row: of 2 N values those of even places, which are the high halves of 32 bits once these are shifted, and those
-// of odd places, for which the low halves are cleared. That takes half the instructions of widening them in order.
+// bf16 by row comes in pairs: of N words of two values each, all the first ones, which a shift widens, then all the
+// second ones, for which the first are cleared. Widening values in their order takes twice as many instructions.
 template <class T>
 constexpr bool in_pairs = N > 1 && std::is_same_v<T, uint16_t>;
 
@@ -223,7 +223,9 @@ void dots(const MatvecBlock& b) {
   }
 }
 
-#if HWY_TARGET != HWY_SCALAR
+#if HWY_TARGET == HWY_SCALAR
+constexpr void (*pair)(const float*, int64_t, float*) = nullptr;
+#else
 // k values in pairs, then zeros up to a multiple of 32.
 void pair(const float* x, int64_t k, float* to) {
   const auto pair_two = [&](const float* from, int64_t i) HWY_ATTR {
@@ -566,21 +568,19 @@ void quantise(const float* x, int64_t x_row, int64_t first, int64_t last, int64_
 }  // namespace
 
 MatvecKernels kernels() {
-  return {
-    by_row,
-#if HWY_TARGET == HWY_SCALAR
-        nullptr,
-#else
-        pair,
-#endif
-        by_column, add_parts, quantised, quantise, quantised_tile,
-        avx3   ? "AVX-512"
-        : avx2 ? "AVX2"
-               : "portable code",
-        avx3   ? "AVX-512 VNNI"
-        : avx2 ? "AVX2"
-               : "portable code"
-  };
+  return {by_row,
+          pair,
+          by_column,
+          add_parts,
+          quantised,
+          quantise,
+          quantised_tile,
+          avx3   ? "AVX-512"
+          : avx2 ? "AVX2"
+                 : "portable code",
+          avx3   ? "AVX-512 VNNI"
+          : avx2 ? "AVX2"
+                 : "portable code"};
 }
 
 }  // namespace HWY_NAMESPACE
