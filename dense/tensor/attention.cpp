@@ -360,7 +360,7 @@ class Worker {
         __builtin_prefetch(rows.p + i * rows.stride + j, 0, 2);
   }
 
-  // Something of each of their lines: so the machine's own prefetching sees what is to come, as it does not where many
+  // Something of their lines: so the machine's own prefetching sees what is to come, as it does not where many
   // rows are read side by side.
   HWY_INLINE V read_in_order(Rows rows, int64_t count) const {
     V any = hn::Zero(d);
@@ -1082,13 +1082,13 @@ void Attention::forward(const void* q, const void* k, const void* v, const int32
     return run(kernels_.forward, call, items, 50 + lanes * s.keys * (s.head_dim + 8) / (brief_ ? 4 : 32), scratch,
                threads);
   }
-  int64_t keys = 0;  // of all rows, each a number from memory: of a cache there may be far fewer than it has room for
+  int64_t keys = 0;  // of the longest row: a cache may hold far fewer than it has room for. Each is read from memory.
   for (int64_t b = 0; b < s.batch; ++b) {
     const auto [first, last] = keys_of(s, call.start(b) + s.queries - 1, call.row(b));
-    keys += std::max<int64_t>(last - first, 0);
+    keys = std::max(keys, last - first);
   }
-  const int64_t lanes = s.queries * call.group(), each = keys / std::max<int64_t>(s.batch, 1);
-  run(kernels_.forward, call, items, 50 + each * (s.head_dim + 8) * (lanes + 16) / 32, scratch, threads);
+  const int64_t lanes = s.queries * call.group();
+  run(kernels_.forward, call, items, 50 + keys * (s.head_dim + 8) * (lanes + 16) / 32, scratch, threads);
 }
 
 void Attention::backward(const void* q, const void* k, const void* v, const void* out, const void* lse,

@@ -32,8 +32,8 @@ void check(const MatvecSpec& s, int threads) {
 
 // Below this many bytes, and this many multiplications, waking the others takes longer than the work.
 constexpr int64_t bytes_worth_sharing = 128 << 10, products_worth_sharing = 1 << 19;
-// Ranges of columns for each thread: enough for those that finish early to take over from the others, in pieces that
-// are worth a start of their own.
+// Of weights by row, ranges of columns for each thread: enough for those that finish early to take over from the others,
+// in pieces that are worth a start of their own.
 constexpr int64_t most_tasks_each = 8, least_bytes = 64 << 10;
 // Rows of x up to which sums of blocks of k are worth their memory.
 constexpr int64_t most_m_by_k = 8;
@@ -60,11 +60,24 @@ Matvec::Matvec(const MatvecSpec& spec, Isa isa, int threads)
     k_ = k_block;
     scratch_bytes_ = size_t(round_up(ceil_div(k, k_) * m * n * int64_t(sizeof(float)), 64));
   }
-  const int64_t k_parts = std::max<int64_t>(ceil_div(k, std::max<int64_t>(k_, 1)), 1);
-  int64_t tasks = alone_ ? 1 : threads * std::clamp<int64_t>(bytes / threads / least_bytes, 1, most_tasks_each);
-  if (!alone_ && !spec_.by_row) tasks = ceil_div(threads, k_parts);  // parts of rows are not one stream of memory
-  columns_ = round_up(ceil_div(n, tasks), quantised ? strip_rows : spec_.by_row ? 4 : 32);
-  tasks_ = k_parts * ceil_div(n, columns_);
+  if (alone_ || spec_.by_row) {
+    tasks_ = alone_ ? 1 : threads * std::clamp<int64_t>(bytes / threads / least_bytes, 1, most_tasks_each);
+    columns_ = round_up(ceil_div(n, tasks_), quantised ? strip_rows : 4);
+    tasks_ = ceil_div(n, columns_);
+  } else {  // each thread has as many whole blocks as the others, and a range of columns of those that are left
+    whole_ = k_ < k ? k / k_block / threads : 0;
+    blocks_ = whole_ + ceil_div(k, k_) - whole_ * threads;
+    columns_ = round_up(ceil_div(n, threads), 32);
+    tasks_ = threads * blocks_;
+  }
+}
+
+Matvec::Piece Matvec::piece(int64_t task) const {
+  const int64_t n = spec_.n;
+  if (alone_ || spec_.by_row) return {task * columns_, std::min((task + 1) * columns_, n), 0};
+  const int64_t thread = task / blocks_, i = task % blocks_;
+  if (i < whole_) return {0, n, thread * whole_ + i};
+  return {std::min(thread * columns_, n), std::min((thread + 1) * columns_, n), threads_ * whole_ + i - whole_};
 }
 
 std::string Matvec::path() const {
@@ -93,14 +106,14 @@ void Matvec::run(const float* x, int64_t x_row, const void* w, float* y, int64_t
     x = paired, x_row = paired_row_;
   }
   auto* const parts = k_ < spec_.k ? reinterpret_cast<float*>(scratch) : nullptr;
-  const int64_t column_tasks = ceil_div(spec_.n, columns_);
   const auto run_task = [&](int task) {
-    const int64_t first = task % column_tasks * columns_, part = task / column_tasks, k = part * k_;
+    const auto [first, last, part] = piece(task);
+    const int64_t k = part * k_;
     const MatvecBlock block{
         .m = m,
         .k = std::min(k_, spec_.k - k),
         .first = first,
-        .last = std::min(first + columns_, spec_.n),
+        .last = last,
         .type = spec_.weights,
         .x = x + k,
         .quantised_x = quantised_x,

@@ -48,12 +48,19 @@ class Matvec {
   std::string path() const;  // what computes it: "own AVX-512 VNNI"
 
  private:
+  struct Piece {  // columns of y, and which block of k
+    int64_t first, last, part;
+  };
+  Piece piece(int64_t task) const;
+
   MatvecSpec spec_;
   MatvecKernels kernels_;
   int threads_;
   bool alone_ = true;       // too little work to share
   int64_t columns_ = 0;     // of y in a task
   int64_t k_ = 0;           // in a task
+  int64_t whole_ = 0;       // (k, n): blocks of k of which a thread has all columns, whole rows in a stream
+  int64_t blocks_ = 0;      // (k, n): those, and the ones of which each thread has some columns
   int64_t paired_row_ = 0;  // floats of a row of x in pairs (MatvecKernels); 0: it stays as it is
   int64_t tasks_ = 0;
   size_t scratch_bytes_ = 0;

@@ -156,7 +156,8 @@ constexpr int dot_tile = avx3 ? 4 : avx2 ? 3 : 1;
 // Rows of W at once, far apart: memory gives two streams at a time more than one.
 constexpr int streams(int m) { return m * sums <= (avx3 ? 8 : 4) ? 2 : 1; }
 
-// R rows of W, `apart` rows from each other, and M of x. rest: the last k % 32 values of those of x, then zeros.
+// R rows of W, `apart` rows from each other, and M of x. rest: the last k % 32 values of those of x, then zeros;
+// in pairs where the others are.
 template <class T, int M, int R>
 HWY_INLINE void dot(const MatvecBlock& block, int64_t j, int64_t apart, const float* x, const float (*rest)[lanes],
                     float* y) {
@@ -453,7 +454,7 @@ HWY_INLINE void strip(const std::byte* w, const QuantisedX* x, int64_t blocks, f
   unrolled<M>([&](auto r) HWY_ATTR { unrolled<strip_vectors>([&](auto v) HWY_ATTR { sum[r][v] = hn::Zero(d); }); });
   constexpr int64_t bytes = q4 ? 576 : 1088;
   for (int64_t block = 0; block < blocks; ++block, w += bytes, x += M) {
-    for (int64_t line = 0; line < bytes; line += 64) {
+    for (int64_t line = 0; line < bytes; line += 64) {  // with AVX2 the second cache alone was faster, as for (k, n)
       if constexpr (avx3) prefetch(w + line);
       else __builtin_prefetch(w + 12 * bytes + line, 0, 2);
     }

@@ -35,7 +35,7 @@ struct MatvecBlock {
   int64_t m, k;
   int64_t first, last;  // columns of y; q8, q4: `first` a multiple of 16
   Dtype type;
-  const float* x;  // or for q8, q4
+  const float* x;  // for bf16 by row as `pair` makes it; or for q8, q4
   const QuantisedX* quantised_x;
   int64_t x_row;
   const void* w;
@@ -47,7 +47,8 @@ struct MatvecBlock {
 
 struct MatvecKernels {
   void (*by_row)(const MatvecBlock&);  // f32, bf16, f16 (n, k)
-  // A row of k values of x in the order in which by_row wants it for bf16, a multiple of 32 of them; null: as it is.
+  // A row of k values of x in the order in which by_row wants it for bf16, then zeros up to a multiple of 32, which x_row
+  // has room for; null: by_row wants it as it is.
   void (*pair)(const float* x, int64_t k, float* to);
   void (*by_column)(const MatvecBlock&);  // f32, bf16, f16 (k, n)
   // y = the sum of `count` parts (m, n) [+ bias], in order: of what by_column gives for k_block rows of W each, it
