@@ -229,18 +229,18 @@ constexpr void (*pair)(const float*, int64_t, float*) = nullptr;
 #else
 // k values in pairs, then zeros up to a multiple of 32.
 void pair(const float* x, int64_t k, float* to) {
-  const auto pair_two = [&](const float* from, int64_t i) HWY_ATTR {
-    const V a = hn::LoadU(d, from), b = hn::LoadU(d, from + N);
-    hn::StoreU(hn::ConcatEven(d, b, a), d, to + i);
-    hn::StoreU(hn::ConcatOdd(d, b, a), d, to + i + N);
+  const auto pair_lanes = [&](const float* from) HWY_ATTR {
+    for (int64_t j = 0; j < lanes; j += 2 * N, to += 2 * N) {
+      const V a = hn::LoadU(d, from + j), b = hn::LoadU(d, from + j + N);
+      hn::StoreU(hn::ConcatEven(d, b, a), d, to);
+      hn::StoreU(hn::ConcatOdd(d, b, a), d, to + N);
+    }
   };
-  int64_t i = 0;
-  for (; i + lanes <= k; i += lanes)
-    for (int64_t j = 0; j < lanes; j += 2 * N) pair_two(x + i + j, i + j);
-  if (i == k) return;
+  for (; k >= lanes; k -= lanes, x += lanes) pair_lanes(x);
+  if (k == 0) return;
   float last[lanes] = {};
-  std::copy(x + i, x + k, last);
-  for (int64_t j = 0; j < lanes; j += 2 * N) pair_two(last + j, i + j);
+  std::copy_n(x, k, last);
+  pair_lanes(last);
 }
 #endif
 
