@@ -8,10 +8,13 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstring>
 #include <dnnl.hpp>
 #include <numeric>
 #include <thread>
 #include <vector>
+
+#include "dense/scalar/error.h"
 
 extern "C" void omp_set_num_threads(int count);  // of the OpenMP library that oneDNN uses
 
@@ -54,51 +57,73 @@ double rate_of(bool bf16, int threads, int64_t m, int64_t n, int64_t k) {
   return total;
 }
 
-struct alignas(64) Line {
-  uint64_t words[8];
-};
+// The sum of so many lines of 64 bytes, of each at least a word. Where whole lines are summed, up to a tenth more of them
+// comes from memory.
+using Sum = uint64_t (*)(const std::byte* p, size_t lines);
 
-// The sum of so many lines, a multiple of four, so that nobody can leave out a load.
-uint64_t sum_any(const Line* p, size_t lines) {
-  uint64_t sum = 0;
-  for (size_t i = 0; i < lines; ++i) sum += p[i].words[0];
+uint64_t sum_any(const std::byte* p, size_t lines) {
+  uint64_t sum = 0, word;
+  for (size_t i = 0; i < lines; ++i) std::memcpy(&word, p + 64 * i, sizeof word), sum += word;
   return sum;
 }
-#if defined(__x86_64__)  // a line at a time reaches what memory gives
-__attribute__((target("avx512f"))) uint64_t sum_512(const Line* p, size_t lines) {
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) uint64_t sum_avx2(const std::byte* p, size_t lines) {
+  const auto* const vectors = reinterpret_cast<const __m256i*>(p);
+  __m256i sum[8] = {};
+  for (size_t i = 0; i + 4 <= lines; i += 4)
+    for (size_t j = 0; j < 8; ++j) sum[j] = _mm256_add_epi64(sum[j], _mm256_loadu_si256(vectors + 2 * i + j));
+  for (size_t j = 1; j < 8; ++j) sum[0] = _mm256_add_epi64(sum[0], sum[j]);
+  uint64_t words[4];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), sum[0]);
+  return std::accumulate(words, words + 4, sum_any(p + lines / 4 * 256, lines % 4));
+}
+__attribute__((target("avx512f"))) uint64_t sum_avx512(const std::byte* p, size_t lines) {
   __m512i sum[4] = {};
-  for (size_t i = 0; i < lines; i += 4)
+  for (size_t i = 0; i + 4 <= lines; i += 4)
     for (size_t j = 0; j < 4; ++j) {
-      __builtin_prefetch(p + i + j + 64);
-      sum[j] = _mm512_add_epi64(sum[j], _mm512_load_si512(p + i + j));
+      __builtin_prefetch(p + 64 * (i + j + 64));
+      sum[j] = _mm512_add_epi64(sum[j], _mm512_loadu_si512(p + 64 * (i + j)));
     }
-  const __m512i both = _mm512_add_epi64(_mm512_add_epi64(sum[0], sum[1]), _mm512_add_epi64(sum[2], sum[3]));
-  Line words;
-  _mm512_store_si512(&words, both);
-  return std::accumulate(words.words, words.words + 8, uint64_t(0));
+  for (size_t j = 1; j < 4; ++j) sum[0] = _mm512_add_epi64(sum[0], sum[j]);
+  uint64_t words[8];
+  _mm512_storeu_si512(words, sum[0]);
+  return std::accumulate(words, words + 8, sum_any(p + lines / 4 * 256, lines % 4));
 }
 #endif
+
+Sum best_sum() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return sum_avx512;
+  if (__builtin_cpu_supports("avx2")) return sum_avx2;
+#endif
+  return sum_any;
+}
 
 }  // namespace
 
+Reading::Reading(Threads& threads, const std::vector<std::span<const std::byte>>& parts) : threads_(threads) {
+  constexpr size_t most = size_t(1) << 20;
+  for (std::span<const std::byte> part : parts)
+    for (; !part.empty(); part = part.subspan(std::min(most, part.size())))
+      pieces_.push_back(part.first(std::min(most, part.size())));
+}
+
+double Reading::seconds() {
+  const Sum sum = best_sum();
+  std::vector<uint64_t> sums(pieces_.size());
+  const auto start = Clock::now();
+  threads_.run(int(pieces_.size()),
+               [&](int i) { sums[size_t(i)] = sum(pieces_[size_t(i)].data(), pieces_[size_t(i)].size() / 64); });
+  const double seconds = seconds_since(start);
+  if (!sums_.empty() && sums != sums_) fail("memory changed while it was read");  // so nothing may be left out
+  sums_ = sums;
+  return seconds;
+}
+
 double read_bandwidth(Threads& threads) {
-  auto* sum = sum_any;
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) sum = sum_512;
-#endif
-  constexpr int tasks = 16, passes = 32;
-  constexpr size_t lines = size_t(1) << 15;          // 2 MiB for each task, 32 for each pass
-  std::vector<Line> memory(passes * tasks * lines);  // all zeros, but pages of their own: each is written
-  std::array<uint64_t, tasks> sums{};
-  double fastest = 1e9;
-  for (int pass = 0; pass < 2 * passes; ++pass) {  // short ones: some are not disturbed
-    const Line* const here = memory.data() + size_t(pass % passes) * tasks * lines;
-    const auto start = Clock::now();
-    threads.run(tasks, [&](int task) { sums[size_t(task)] += sum(here + size_t(task) * lines, lines); });
-    fastest = std::min(fastest, seconds_since(start));
-  }
-  const bool all_zero = std::all_of(sums.begin(), sums.end(), [](uint64_t s) { return s == 0; });
-  return all_zero ? double(tasks * lines * sizeof(Line)) / fastest : 0;
+  const std::vector<std::byte> memory(size_t(1) << 30);  // zeros, but pages of their own: each is written
+  Reading reading(threads, {memory});
+  return double(memory.size()) / middle({reading.seconds(), reading.seconds(), reading.seconds()});
 }
 
 double peak_memory() {

@@ -1,7 +1,11 @@
 // What the machine can do at most, measured beside what we reach.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <span>
+#include <vector>
 
 #include "dense/tensor/threads.h"
 
@@ -12,12 +16,29 @@ inline double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+inline double middle(std::vector<double> times) {
+  std::ranges::sort(times);
+  return (times.at((times.size() - 1) / 2) + times.at(times.size() / 2)) / 2;
+}
+
 // The best rate that oneDNN shows for products of GPT-2's sizes, each thread on one of its own, in FLOP/s. 0: it
 // has none in bf16 for this processor.
 double matmul_rate(bool bf16, int threads);
 
-// The rate at which all threads together read memory from end to end, in bytes/s: the best of several short passes over
-// 1 GiB of ordinary pages, which it holds while it runs. It changes from minute to minute: measure before and after.
+// Memory that all threads together read from end to end, over and over, with no more arithmetic than a sum.
+class Reading {
+ public:
+  Reading(Threads& threads, const std::vector<std::span<const std::byte>>& parts);
+  double seconds();  // of one more pass; on a shared machine they differ within a second, and from page to page
+
+ private:
+  Threads& threads_;
+  std::vector<std::span<const std::byte>> pieces_;
+  std::vector<uint64_t> sums_;
+};
+
+// The rate at which all threads together read memory, in bytes/s: in the middle of passes over 1 GiB of ordinary pages,
+// which it holds while it runs. It changes from minute to minute: measure before and after.
 double read_bandwidth(Threads& threads);
 
 // The most memory that this process has had so far, in bytes.

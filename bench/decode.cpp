@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <random>
 
 #include "bench/ceiling.h"
@@ -25,7 +26,7 @@ struct Config {
     f("prompt", prompt, "tokens before them", 1);
     f("rows", rows, "texts at once", 1);
     f("prefill", prefill, "tokens of the prompt that is timed by itself; 0: none", 0);
-    f("rounds", rounds, "the best one counts, beside the bandwidth around it", 1);
+    f("rounds", rounds, "of decoding, of which the middle counts, and of the prompt, of which the best does", 1);
     f("threads", threads, "0: as many as the machine has", 0);
     f("profile", profile, "0: no times of kernels, 1: of each kind, 2: of each", 0);
   }
@@ -53,38 +54,53 @@ int bench_decode_command(const Call& call) {
     for (int32_t& id : ids) id = int32_t(random() % unsigned(model.vocabulary()));
     return ids;
   };
-  const std::vector<int32_t> prompt = tokens(config.prompt), all = tokens(config.rows);
+  const std::vector<int32_t> prompt = tokens(config.prompt), first_tokens = tokens(config.rows);
   const int64_t most = model.context() ? model.context() : INT64_MAX, capacity = int64_t(config.prompt) + config.tokens;
   if (capacity > most) fail("expected --prompt and --tokens together at most the model's ", most, ", got ", capacity);
   if (config.prefill > most) fail("--prefill: expected at most the model's ", most, ", got ", config.prefill);
   Generator generator(model, config.rows, capacity);
   generator.prefill(std::vector<std::span<const int32_t>>(size_t(config.rows), prompt));
   const double first = seconds_since(start);
-  const double bytes = double(model.weight_bytes());
+  const std::vector<std::span<const std::byte>> weights = model.token_weights();
+  const double bytes = std::accumulate(weights.begin(), weights.end(), 0.0,
+                                       [](double sum, std::span<const std::byte> w) { return sum + double(w.size()); });
   fmt::print("{}, {} parameters, weights {}: {:.1f} MB a token; loaded in {:.2f} s, first token after {:.2f} s\n",
              model.page().model_type, model.parameters().count(), config.dtype, bytes * 1e-6, loaded, first);
+  Reading reading(*model.threads(), weights);
+  struct Times {
+    std::vector<double> steps, reads, memory;  // seconds: of a token; of its weights; of as much other memory
+  } all;
+  const auto say = [&](const char* what, const Times& times) {
+    const double step = middle(times.steps), read = middle(times.reads), memory = middle(times.memory);
+    fmt::print(
+        "{}{:.1f} tok/s, {:.1f} GB/s of weights: {:.1f} % of {:.1f} GB/s that memory gives, {:.1f} % of {:.1f} GB/s "
+        "when they are but read\n",
+        what, config.rows / step, bytes / step * 1e-9, 100 * memory / step, bytes / memory * 1e-9, 100 * read / step,
+        bytes / read * 1e-9);
+  };
   const auto decode = [&] {  // from the prompt on, so that every round has as many tokens to attend to
+    Times times;
     generator.forget();
     generator.prefill(std::vector<std::span<const int32_t>>(size_t(config.rows), prompt));
-    start = Clock::now();
-    for (int i = 0; i < config.tokens; ++i) generator.step(all);
-    return config.tokens / seconds_since(start);
+    for (int i = 0; i < config.tokens; ++i) {
+      if (i % 8 == 0) times.reads.push_back(reading.seconds());
+      start = Clock::now();
+      generator.step(first_tokens);
+      times.steps.push_back(seconds_since(start));
+    }
+    return times;
   };
   decode();
-
-  double best_share = 0, best_rate = 0, best_bandwidth = 0;
   for (int round = 0; round < config.rounds; ++round) {
-    const double before = read_bandwidth(*model.threads());
-    const double rate = decode();
-    const double bandwidth = std::max(before, read_bandwidth(*model.threads()));
-    fmt::print("  {:.1f} tok/s{}, {:.1f} GB/s of weights; memory gives {:.1f} GB/s: {:.1f} %\n", rate * config.rows,
-               config.rows > 1 ? fmt::format(" ({} rows)", config.rows) : "", bytes * rate * 1e-9, bandwidth * 1e-9,
-               100 * bytes * rate / bandwidth);
-    if (bytes * rate / bandwidth > best_share)
-      best_share = bytes * rate / bandwidth, best_rate = rate, best_bandwidth = bandwidth;
+    const double before = bytes / read_bandwidth(*model.threads());
+    Times times = decode();
+    times.memory = {before, bytes / read_bandwidth(*model.threads())};
+    say("  ", times);
+    all.steps.insert(all.steps.end(), times.steps.begin(), times.steps.end());
+    all.reads.insert(all.reads.end(), times.reads.begin(), times.reads.end());
+    all.memory.insert(all.memory.end(), times.memory.begin(), times.memory.end());
   }
-  fmt::print("decode: {:.1f} tok/s, {:.1f} % of {:.1f} GB/s\n", best_rate * config.rows, 100 * best_share,
-             best_bandwidth * 1e-9);
+  say("decode: ", all);
   if (config.profile > 0) {
     generator.decode_plan().profile(true);
     decode();

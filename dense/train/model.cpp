@@ -539,10 +539,13 @@ std::map<std::string, Model::Multiplier> Model::multipliers() {
   return result;
 }
 
-int64_t Model::weight_bytes() {
-  double total = 0;
-  for (const auto& [name, m] : multipliers()) total += m.share * double(parameters_.all().at(name).bytes().size());
-  return int64_t(total);
+std::vector<std::span<const std::byte>> Model::token_weights() {
+  std::vector<std::span<const std::byte>> result;
+  for (const auto& [name, m] : multipliers()) {
+    const std::span<const std::byte> all = parameters_.all().at(name).bytes();
+    result.push_back(all.first(size_t(m.share * double(all.size()))));
+  }
+  return result;
 }
 
 std::optional<Dtype> weight_type(const std::string& name, const std::string& prefix) {

@@ -164,7 +164,8 @@ class Model {
 
   const Page& page() const { return page_; }
   int64_t vocabulary() const { return vocabulary_; }  // logits of a token
-  int64_t weight_bytes();                             // of what products read to compute one token
+  // What products read to compute one token: of experts, as much as is chosen of them on average.
+  std::vector<std::span<const std::byte>> token_weights();
   int64_t context() const { return page_.context ? page_.context() : 0; }
   const std::shared_ptr<Threads>& threads() const { return threads_; }
   Parameters& parameters() { return parameters_; }
