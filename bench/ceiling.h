@@ -21,8 +21,8 @@ inline double middle(std::vector<double> times) {
   return (times.at((times.size() - 1) / 2) + times.at(times.size() / 2)) / 2;
 }
 
-// The best rate that oneDNN shows for products of GPT-2's sizes, each thread on one of its own, in FLOP/s. 0: it
-// has none in bf16 for this processor.
+// The rate that oneDNN shows for products of that one of GPT-2's sizes that it is best at, each thread on one of its own,
+// in FLOP/s. 0: it has none in bf16 for this processor.
 double matmul_rate(bool bf16, int threads);
 
 // Memory that all threads together read from end to end, over and over, with no more arithmetic than a sum.

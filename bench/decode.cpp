@@ -26,7 +26,7 @@ struct Config {
     f("prompt", prompt, "tokens before them", 1);
     f("rows", rows, "texts at once", 1);
     f("prefill", prefill, "tokens of the prompt that is timed by itself; 0: none", 0);
-    f("rounds", rounds, "of decoding, of which the middle counts, and of the prompt, of which the best does", 1);
+    f("rounds", rounds, "of decoding and of the prompt; the middle counts", 1);
     f("threads", threads, "0: as many as the machine has", 0);
     f("profile", profile, "0: no times of kernels, 1: of each kind, 2: of each", 0);
   }
@@ -114,20 +114,21 @@ int bench_decode_command(const Call& call) {
     Plan& plan = one.prefill_plan(std::min(512, config.prefill));
     plan.profile(config.profile > 0);
     const double flops = plan.flops() / std::min(512, config.prefill) * config.prefill;
-    double fastest = 1e9;
+    const int threads = model.threads()->count();
+    std::vector<double> times, f32, bf16;  // in turn, as above
     for (int round = 0; round < config.rounds; ++round) {
       one.forget();
       start = Clock::now();
       one.prefill({&row, 1});
-      fastest = std::min(fastest, seconds_since(start));
+      times.push_back(seconds_since(start));
+      f32.push_back(matmul_rate(false, threads)), bf16.push_back(matmul_rate(true, threads));
     }
-    const int threads = model.threads()->count();
-    const double f32 = matmul_rate(false, threads), bf16 = matmul_rate(true, threads);
+    const double seconds = middle(times), best = std::max(middle(f32), middle(bf16));
     fmt::print(
         "prefill: {:.0f} tok/s ({} tokens in {:.3f} s), {:.0f} GFLOP/s; oneDNN's products {:.0f} in f32 and {} in "
         "bf16: {:.1f} %\n",
-        config.prefill / fastest, config.prefill, fastest, flops / fastest * 1e-9, f32 * 1e-9,
-        bf16 > 0 ? fmt::format("{:.0f}", bf16 * 1e-9) : "none", 100 * flops / fastest / std::max(f32, bf16));
+        config.prefill / seconds, config.prefill, seconds, flops / seconds * 1e-9, middle(f32) * 1e-9,
+        middle(bf16) > 0 ? fmt::format("{:.0f}", middle(bf16) * 1e-9) : "none", 100 * flops / seconds / best);
     if (config.profile > 0) fmt::print("{}", config.profile > 1 ? plan.summary() : plan.totals());
   }
   return 0;
