@@ -70,13 +70,14 @@ int bench_decode_command(const Call& call) {
   struct Times {
     std::vector<double> steps, reads, memory;  // seconds: of a token; of its weights; of as much other memory
   } all;
+  const std::string at_once = config.rows > 1 ? fmt::format(" ({} rows)", config.rows) : "";
   const auto say = [&](const char* what, const Times& times) {
     const double step = middle(times.steps), read = middle(times.reads), memory = middle(times.memory);
     fmt::print(
-        "{}{:.1f} tok/s, {:.1f} GB/s of weights: {:.1f} % of {:.1f} GB/s that memory gives, {:.1f} % of {:.1f} GB/s "
+        "{}{:.1f} tok/s{}, {:.1f} GB/s of weights: {:.1f} % of {:.1f} GB/s that memory gives, {:.1f} % of {:.1f} GB/s "
         "when they are but read\n",
-        what, config.rows / step, bytes / step * 1e-9, 100 * memory / step, bytes / memory * 1e-9, 100 * read / step,
-        bytes / read * 1e-9);
+        what, config.rows / step, at_once, bytes / step * 1e-9, 100 * memory / step, bytes / memory * 1e-9,
+        100 * read / step, bytes / read * 1e-9);
   };
   const auto decode = [&] {  // from the prompt on, so that every round has as many tokens to attend to
     Times times;

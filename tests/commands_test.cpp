@@ -586,7 +586,7 @@ TEST_F(Commands, TimesDecodingAndAPrompt) {
   EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
   EXPECT_TRUE(outcome.out.starts_with("gpt2, ")) << outcome.out;
   for (const char* says :
-       {" MB a token; loaded in ", " tok/s, ", " GB/s that memory gives, ", " GB/s when they are but read\n",
+       {" MB a token; loaded in ", " tok/s (2 rows), ", " GB/s that memory gives, ", " GB/s when they are but read\n",
         "\ndecode: ", "  matvec", "\nprefill: ", " tok/s (8 tokens in ", "  attention"})
     EXPECT_TRUE(contains(outcome.out, says)) << says << " is not in\n" << outcome.out;
   const auto refused = [&](const Args& flags, const std::string& says) {
