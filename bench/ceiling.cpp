@@ -49,7 +49,7 @@ double rate_of(bool bf16, int threads, int64_t m, int64_t n, int64_t k) {
         stream.wait();
         times.push_back(seconds_since(start));
       }
-      rates[size_t(t)] = 2.0 * double(m) * double(n) * double(k) / middle(times);
+      rates[size_t(t)] = 2.0 * double(m) * double(n) * double(k) / median(times);
     });
   }
   for (std::thread& thread : pool) thread.join();
@@ -124,7 +124,7 @@ double Reading::seconds() {
 double read_bandwidth(Threads& threads) {
   const std::vector<std::byte> memory(size_t(1) << 30);  // zeros, but pages of their own: each is written
   Reading reading(threads, {memory});
-  return double(memory.size()) / middle({reading.seconds(), reading.seconds(), reading.seconds()});
+  return double(memory.size()) / median({reading.seconds(), reading.seconds(), reading.seconds()});
 }
 
 double peak_memory() {

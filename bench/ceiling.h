@@ -16,9 +16,10 @@ inline double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-inline double middle(std::vector<double> times) {
-  std::ranges::sort(times);
-  return (times.at((times.size() - 1) / 2) + times.at(times.size() / 2)) / 2;
+// Of at least one; of an even number the mean of the middle two.
+inline double median(std::vector<double> x) {
+  std::ranges::sort(x);
+  return (x.at((x.size() - 1) / 2) + x.at(x.size() / 2)) / 2;
 }
 
 // The rate that oneDNN shows for products of that one of GPT-2's sizes that it is best at, each thread on one of its own,

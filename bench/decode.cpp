@@ -72,7 +72,7 @@ int bench_decode_command(const Call& call) {
   } all;
   const std::string at_once = config.rows > 1 ? fmt::format(" ({} rows)", config.rows) : "";
   const auto say = [&](const char* what, const Times& times) {
-    const double step = middle(times.steps), read = middle(times.reads), memory = middle(times.memory);
+    const double step = median(times.steps), read = median(times.reads), memory = median(times.memory);
     fmt::print(
         "{}{:.1f} tok/s{}, {:.1f} GB/s of weights: {:.1f} % of {:.1f} GB/s that memory gives, {:.1f} % of {:.1f} GB/s "
         "when they are but read\n",
@@ -124,12 +124,12 @@ int bench_decode_command(const Call& call) {
       times.push_back(seconds_since(start));
       f32.push_back(matmul_rate(false, threads)), bf16.push_back(matmul_rate(true, threads));
     }
-    const double seconds = middle(times), best = std::max(middle(f32), middle(bf16));
+    const double seconds = median(times), best = std::max(median(f32), median(bf16));
     fmt::print(
         "prefill: {:.0f} tok/s ({} tokens in {:.3f} s), {:.0f} GFLOP/s; oneDNN's products {:.0f} in f32 and {} in "
         "bf16: {:.1f} %\n",
-        config.prefill / seconds, config.prefill, seconds, flops / seconds * 1e-9, middle(f32) * 1e-9,
-        middle(bf16) > 0 ? fmt::format("{:.0f}", middle(bf16) * 1e-9) : "none", 100 * flops / seconds / best);
+        config.prefill / seconds, config.prefill, seconds, flops / seconds * 1e-9, median(f32) * 1e-9,
+        median(bf16) > 0 ? fmt::format("{:.0f}", median(bf16) * 1e-9) : "none", 100 * flops / seconds / best);
     if (config.profile > 0) fmt::print("{}", config.profile > 1 ? plan.summary() : plan.totals());
   }
   return 0;

@@ -58,8 +58,7 @@ Times time_run(::microgpt_scalar::Config config, const std::vector<std::u32strin
   start = Clock::now();
   ::microgpt_scalar::run(config, docs, nullptr, nullptr);
   const double prepared = microseconds(Clock::now() - start);
-  std::nth_element(steps.begin(), steps.begin() + steps.size() / 2, steps.end());
-  return {(trained - prepared) / double(steps.size()), steps[steps.size() / 2]};
+  return {(trained - prepared) / double(steps.size()), median(steps)};
 }
 
 // models/microgpt.h on one thread: batches of documents of one length, Adam, a learning rate that falls from 0.008 to 0.
@@ -120,13 +119,12 @@ void bench_tensors(const Config& bench, const std::vector<std::u32string>& docs,
     last_losses += double(loss) * batch.time;
     last_tokens += batch.time;
   }
-  std::nth_element(times.begin(), times.begin() + std::ptrdiff_t(times.size() / 2), times.end());
   const double sample = seconds / bench.tensor_steps / bench.batch;
   fmt::print("microgpt on tensors, width {}, float32, one thread: {} steps of {} documents, {} parameters\n", n_embd,
              bench.tensor_steps, bench.batch, model.parameters().count());
   fmt::print("  {:6.2f} us per document (median step {:.2f}), {:.1f} GFLOP/s, {:.0f} % of oneDNN's {:.1f}\n",
-             sample * 1e6, times[times.size() / 2] * 1e6 / bench.batch, flops / seconds * 1e-9,
-             100 * flops / seconds / rate, rate * 1e-9);
+             sample * 1e6, median(times) * 1e6 / bench.batch, flops / seconds * 1e-9, 100 * flops / seconds / rate,
+             rate * 1e-9);
   fmt::print("  mean loss of a token, last 1,000 steps: {:.3f}; peak memory {:.0f} MB\n", last_losses / last_tokens,
              peak_memory() * 1e-6);
   model.training_plan().profile(true);  // of the last batch, 200 times more

@@ -17,6 +17,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "bench/ceiling.h"
 #include "bench/interpreter.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
@@ -106,11 +107,6 @@ Program record_and_compile(const Graph& g, Precision precision) {
 
 double now() {
   return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double median(std::vector<double> x) {
-  std::nth_element(x.begin(), x.begin() + x.size() / 2, x.end());
-  return x[x.size() / 2];
 }
 
 // The next batch starts lower.

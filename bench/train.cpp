@@ -76,15 +76,14 @@ int bench_train_command(const Call& call) {
     loss = model.step(inputs, training);
     times.push_back(seconds_since(start));
   }
-  std::sort(times.begin(), times.end());
-  const double median = times[times.size() / 2], tokens = double(config.batch) * config.time;
+  const double step = median(times), tokens = double(config.batch) * config.time;
   double rate = matmul_rate(bf16, threads);
   if (rate == 0) rate = matmul_rate(false, threads);  // bf16 is computed in f32
   const double ceiling = rate / plan.flops() * tokens;
-  fmt::print("  {:.1f} tok/s (median of {} steps, fastest {:.1f}), {:.1f} GFLOP/s\n", tokens / median, times.size(),
-             tokens / times[0], plan.flops() / median * 1e-9);
+  fmt::print("  {:.1f} tok/s (median of {} steps, fastest {:.1f}), {:.1f} GFLOP/s\n", tokens / step, times.size(),
+             tokens / *std::ranges::min_element(times), plan.flops() / step * 1e-9);
   fmt::print("  ceiling {:.1f} tok/s = {:.1f} GFLOP a step at the {:.1f} GFLOP/s of oneDNN: {:.1f} % reached\n",
-             ceiling, plan.flops() * 1e-9, rate * 1e-9, 100 * tokens / median / ceiling);
+             ceiling, plan.flops() * 1e-9, rate * 1e-9, 100 * tokens / step / ceiling);
   fmt::print("  peak memory {:.2f} GB, arena {:.2f} GB, {} kernels, loss {:.3f}\n", peak_memory() * 1e-9,
              double(plan.arena_bytes()) * 1e-9, plan.kernels(), loss);
   if (config.profile > 0) fmt::print("{}", config.profile > 1 ? plan.summary() : plan.totals());

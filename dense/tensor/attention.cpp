@@ -448,10 +448,8 @@ class Worker {
       lanes_from_rows(at(call.k, spec.k, b, key, kv_head), spec.k.time, keys, kt);
       multiply(rows, head_dim, {q, head_dim, 1}, kt, block, p, block, width, false);
       prefetch(rows_at(call.v, spec.v, b, key, kv_head), keys);
-      if (block_end(key) >= high.last && kv_head + 1 < spec.kv_heads) {  // most likely this thread's next
-        const int64_t next = block_begin(low.first, all);
-        prefetch(rows_at(call.k, spec.k, b, next, kv_head + 1), std::min(block_end(next), high.last) - next);
-      }
+      if (block_end(key) >= high.last && kv_head + 1 < spec.kv_heads)  // most likely this thread's next
+        prefetch_keys(b, (kv_head + 1) * group, block_begin(low.first, all), high.last);
       with_cap([&](auto capped) HWY_ATTR {
         for (int64_t i = 0; i < rows; ++i) {
           const KeyRange range = keys_of(spec, position + i / group, all);
